@@ -1,0 +1,53 @@
+# Two commands do all: `make run` and `make test`. Everything is installed into .venv from a lock.
+
+PYTHON ?= python3.11
+# Extra arguments for pip, for instance an index: make run PIP_ARGS="--extra-index-url URL"
+PIP_ARGS ?=
+LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(LOCK)
+
+export DVC_NO_ANALYTICS = 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test lint types ui real sample-study golden clean
+
+run: $(INSTALLED)
+	@sixstream run
+
+$(INSTALLED): locks/$(LOCK).txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r locks/$(LOCK).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-build-isolation -e .
+	touch $@
+
+test: $(INSTALLED) lint types
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# The tracking page in a browser.
+ui: $(INSTALLED)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
+
+# The same graph on a real annotation pickle: make real DATASET=florence3d [SPLIT=larp1] [JOBS=2], SIXSTREAM_DATA set.
+JOBS ?= 2
+real: $(INSTALLED)
+	@test -n "$(DATASET)" || { echo "name a dataset: make real DATASET=florence3d" >&2; exit 2; }
+	@sixstream workspace --dataset $(DATASET) $(if $(SPLIT),--split $(SPLIT)) --jobs $(JOBS)
+
+# Is the sample hard enough to tell things apart? Four data seeds, about 40 minutes.
+sample-study: $(INSTALLED)
+	@sixstream sample-study --jobs $(JOBS)
+
+# A line per golden case with the error found and its tolerance.
+golden: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_golden_*.py -rA -s
+
+clean:
+	rm -rf .venv .work

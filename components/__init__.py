@@ -1,0 +1,1 @@
+"""Components: one typed function per step of the pipeline, with the files, parameters and tracking it needs."""

@@ -1,0 +1,37 @@
+"""What a result was made with: the commit of the code, the machine and the installed packages."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+
+def code_commit(root: Path) -> str:
+    """The git commit of the code at `root`, marked when files differ; "unknown" outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-changed" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def environment(root: Path) -> tuple[dict[str, str], str]:
+    """Tags that describe code and machine, and the installed packages as requirement lines."""
+    found = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    tags = {
+        "mlflow.source.git.commit": code_commit(root),
+        "sixstream.python": platform.python_version(),
+        "sixstream.platform": platform.platform(),
+        "sixstream.cpus": str(os.cpu_count()),
+        "sixstream.torch": found.get("torch", "not installed"),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        tags["sixstream.gpu"] = torch.cuda.get_device_name()
+    return tags, "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))

@@ -1,0 +1,244 @@
+"""params.yaml as typed, frozen models: unknown keys are refused and every field is described."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.errors import UserError
+
+Stream = Literal["joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion"]
+Protocol = Literal["development", "last", "published"]
+Options = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Strict(BaseModel):
+    """Base of all parameter models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SampleData(Strict):
+    """The embedded sample data."""
+
+    seed: int = Field(0, description="seed from which every clip follows, byte for byte")
+
+
+class Data(Strict):
+    """How a dataset's raw files become the packed store."""
+
+    reader: str = Field(description="form of the raw files: ntu_raw or annotations")
+    options: Options = Field(default_factory=dict, description="arguments of the reader")
+    prepare: list[Options] = Field(
+        default_factory=list, description="steps applied once to every clip, in order: {name: …, arguments}"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="stored type; float16 only where a released recipe needs the original's rounding"
+    )
+    strict: bool = Field(False, description="stop at the first broken clip instead of setting it aside")
+
+
+class Split(Strict):
+    """Which of the store's splits train and test."""
+
+    name: str = Field(description="name printed in tables, for instance xsub")
+    train: str = Field(description="split to train on")
+    test: list[str] = Field(min_length=1, description="splits to test on, the main one first")
+    development: Literal["auto", "subject", "camera", "setup", "none"] = Field(
+        "auto", description="factor by which the development split is carved from training; none: by class"
+    )
+    development_share: float = Field(0.2, gt=0, lt=1, description="share of the training clips held out")
+
+
+class StreamRecipe(Strict):
+    """What one stream does differently."""
+
+    augment: list[Options] | None = Field(None, description="replaces the recipe's augmentation")
+    network: Options = Field(default_factory=dict, description="options added to the network's")
+
+
+class Recipe(Strict):
+    """How a member is fed, trained and tested."""
+
+    clip_length: int = Field(100, gt=0, description="frames per clip after sampling")
+    test_clips: int = Field(10, gt=0, description="clips per sample at test; their softmax scores are averaged")
+    sampler: Literal["protogcn", "pyskl", "mmaction2"] = Field("protogcn", description="variant of the sampler")
+    difference: Literal["before", "after"] = Field(
+        "before", description="motion between raw neighbours (before sampling) or between sampled frames (after)"
+    )
+    persons: int | None = Field(None, gt=0, description="persons per clip; empty: the most that the data holds")
+    augment: list[Options] = Field(default_factory=list, description="training augmentation, in order")
+    network: dict[str, Options] = Field(default_factory=dict, description="options per network name")
+    streams: dict[Stream, StreamRecipe] = Field(default_factory=dict, description="what single streams change")
+
+    epochs: int = Field(150, gt=0, description="passes over the training split")
+    repeats: int = Field(1, gt=0, description="times the training split is repeated within an epoch")
+    batch_size: int = Field(16, gt=0, description="global batch, over all processes")
+    lr: float = Field(0.025, gt=0, description="initial learning rate for that batch")
+    base_batch: int | None = Field(None, gt=0, description="scale lr by batch_size / base_batch; empty: do not")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
+    nesterov: bool = Field(True, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay on every parameter")
+    accumulate: int = Field(1, gt=0, description="steps whose gradients are summed before an update")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; empty: no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross entropy")
+    amp: bool = Field(True, description="bfloat16 autocast on a GPU (no effect on CPU)")
+    deterministic: bool = Field(True, description="two runs on one CPU give the same bits")
+    validate_every: int = Field(1, gt=0, description="epochs between looks at the selection split")
+    test_batch: int = Field(64, gt=0, description="samples scored at a time")
+
+
+class Dataset(Strict):
+    """One benchmark: data, split and recipe."""
+
+    data: Data = Field(description="raw files to packed store")
+    split: Split = Field(description="training and test split")
+    recipe: Recipe = Field(description="feeding, training and testing")
+
+
+class Member(Strict):
+    """One trained network of an ensemble: (model, stream, seed)."""
+
+    model: str = Field(description="network name")
+    stream: Stream = Field(description="view of the skeleton")
+    seed: int = Field(0, ge=0, description="seed of initialisation, order and augmentation")
+    network: Options = Field(default_factory=dict, description="options added to the recipe's for this member")
+
+
+class Ensemble(Strict):
+    """Members and weights whose scores are summed."""
+
+    members: dict[str, float] = Field(min_length=1, description="member name to weight")
+
+
+class Register(Strict):
+    """Which ensemble is registered and what it must beat."""
+
+    ensemble: str = Field(description="the ensemble registered as one model")
+    gate: str = Field(
+        "development", description="split on which a champion is beaten: development, or a split outside test"
+    )
+    draws: int = Field(2000, gt=0, description="resamples of the paired bootstrap")
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    dataset: Name = Field(description="entry of datasets that is run")
+    protocol: Protocol = Field(
+        description="development: epoch chosen on a split carved from training; last: fixed epochs, last one; "
+        "published: best epoch on the test split, as the original papers do"
+    )
+    members: dict[Name, Member] = Field(min_length=1, description="the networks to train, named once")
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict, description="named fusions of members")
+    register_: Register = Field(alias="register", description="registration")
+    sample_data: SampleData = Field(default_factory=SampleData, description="embedded sample data")
+    datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Params":
+        _known("dataset", [self.dataset], self.datasets)
+        for name, ensemble in self.ensembles.items():
+            _known(f"ensembles.{name}.members", ensemble.members, self.members)
+        _known("register.ensemble", [self.register_.ensemble], self.ensembles)
+        return self
+
+    @property
+    def entry(self) -> Dataset:
+        """The dataset that is run."""
+        return self.datasets[self.dataset]
+
+    @property
+    def experiment(self) -> str:
+        """Name of the tracking experiment."""
+        return f"{self.dataset}/{self.protocol}"
+
+    def member(self, name: str) -> Member:
+        """The member called `name`. Raises UserError naming the known ones."""
+        if name not in self.members:
+            raise UserError(f"no member {name!r} in params.yaml: members are {', '.join(self.members)}")
+        return self.members[name]
+
+    def network_options(self, name: str) -> Options:
+        """Options of a member's network: released defaults of its stream < recipe < stream < member."""
+        member, recipe = self.member(name), self.entry.recipe
+        stream = recipe.streams.get(member.stream, StreamRecipe())
+        return {**recipe.network.get(member.model, {}), **stream.network, **member.network}
+
+    def augmentation(self, name: str) -> list[Options]:
+        """Training augmentation of a member."""
+        recipe = self.entry.recipe
+        own = recipe.streams.get(self.member(name).stream, StreamRecipe()).augment
+        return recipe.augment if own is None else own
+
+    def for_training(self, name: str) -> dict[str, Any]:
+        """Everything in the parameters that one member's training depends on, as plain values."""
+        return {
+            "member": self.member(name).model_dump(),
+            "protocol": self.protocol,
+            "split": self.entry.split.model_dump(),
+            "recipe": self.entry.recipe.model_dump(exclude={"test_clips", "test_batch"}),
+        }
+
+
+def _known(field: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in (known := list(known)):
+            raise ValueError(f"{field}: {name!r} is not defined; there are {', '.join(known) or 'none'}")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml. Raises UserError naming the field and the remedy."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run this in a folder with params.yaml or name one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, where: str) -> Params:
+    """Check parameters that were read from `where`. Raises UserError naming the field and the remedy."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors(include_url=False)]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(item: Any) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        siblings = _fields_beside(item["loc"])
+        close = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(siblings)}"
+        return f"{field}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{field}: missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+def _fields_beside(loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the model in which an unknown key was found."""
+    node: Any = Params
+    for part in loc[:-1]:
+        if isinstance(node, type) and issubclass(node, BaseModel):
+            found = {f.alias or n: f.annotation for n, f in node.model_fields.items()}.get(str(part))
+            node = _model_in(found)
+    return [f.alias or n for n, f in node.model_fields.items()] if hasattr(node, "model_fields") else []
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _model_in(inner)) is not None:
+            return found
+    return None

@@ -1,0 +1,245 @@
+"""MLflow tracking: runs found by what they hold, resumed and not doubled, never in the way of training.
+
+    tracker = connect(workspace)
+    parent = tracker.parent_run("florence3d/larp1-development", key, "florence3d", params)
+    with tracker.member_run(experiment, "protogcn/joint/s0", member_key, parent) as run:
+        run.log_history(history)
+
+Only rank 0 of a distributed job tracks. MLflow is imported on first use, because it costs seconds.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.journal import Journal, locked
+from components.tracked_run import TrackedRun, brief, deliver, watch_machine
+from model.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_TAG = "sixstream.pipeline"
+MEMBER_TAG = "sixstream.member"
+LINK_TAG = "sixstream.link"
+PENDING = "pending:"  # stands for the id of a parent that the server could not make yet
+# Waiting belongs to the journal: MLflow's own seven retries hold a training step for minutes.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
+}
+
+
+def tracking_uri(workspace: Path) -> str:
+    """The server named by MLFLOW_TRACKING_URI, else the workspace's own database."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(workspace).resolve() / 'mlflow.db'}"
+
+
+def connect(workspace: str | Path) -> "Tracker":
+    """Set MLflow up for this process and open the workspace's tracking.
+
+    An embedded database is made on first use, by one process at a time. A server is not contacted yet.
+    Raises UserError when the embedded database cannot be opened.
+    """
+    workspace = Path(workspace).resolve()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uri = tracking_uri(workspace)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    client = mlflow.MlflowClient()
+    if uri.startswith("sqlite:"):
+        with locked(workspace / ".work" / "tracking.lock"):
+            try:
+                client.search_experiments(max_results=1)
+            except Exception as error:
+                raise UserError(
+                    f"{uri}: the tracking database cannot be opened ({error}); "
+                    "restore or remove the file, or set MLFLOW_TRACKING_URI"
+                ) from None
+    return Tracker(workspace, uri, client)
+
+
+@dataclass
+class Tracker:
+    """The tracking of one workspace; `client` is MLflow's own."""
+
+    workspace: Path
+    uri: str
+    client: Any
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment `name`, made if it is not there."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = self.workspace / "mlartifacts" / name if self.uri.startswith("sqlite:") else None
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            made = self.client.create_experiment(name, place.as_uri() if place else None, tags)
+        except Exception:
+            found = self.client.get_experiment_by_name(name)  # another process was quicker
+            if found is None:
+                raise
+            made = found.experiment_id
+        return str(made)
+
+    def parent_run(self, experiment: str, key: str, name: str, params: dict[str, Any]) -> str:
+        """The run that holds one pipeline run's members, found or made by `key`.
+
+        `key` is a hash of parameters and data. With MLFLOW_RUN_ID set (Kubeflow sets it) that run is used and
+        none is made. When the server is away the answer is a placeholder that `member_run` understands.
+        """
+        own = os.environ.get("MLFLOW_RUN_ID")
+        if own:
+            return own
+        run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {})
+        run.log_params(params)
+        return run.run_id or f"{PENDING}{key}"
+
+    def end_parent(self, experiment: str, parent: str, status: str = "FINISHED") -> None:
+        """Mark a pipeline run as over, unless Kubeflow's launcher owns it."""
+        if parent == os.environ.get("MLFLOW_RUN_ID"):
+            return
+        try:
+            run_id = self.resolve_parent(experiment, parent)
+            if run_id is not None:
+                self.client.set_terminated(run_id, status)
+        except Exception as error:
+            logger.warning("tracking: the pipeline run is not marked as over (%s)", brief(error))
+            if parent.startswith(PENDING):
+                self.journal(parent.removeprefix(PENDING)).append({}, "status", {"status": status})
+
+    @contextmanager
+    def member_run(
+        self,
+        experiment: str,
+        name: str,
+        key: str,
+        parent: str | None = None,
+        tags: dict[str, str] | None = None,
+        system_metrics: bool = True,
+    ) -> Iterator["TrackedRun"]:
+        """The run with the content `key`, found or made.
+
+        It ends as FINISHED, as FAILED on an exception, as KILLED on an interrupt.
+        """
+        run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {})
+        monitor = watch_machine(run) if system_metrics else None
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            if monitor is not None:
+                monitor.finish()
+            run.close(status)
+
+    def link_member(
+        self, experiment: str, parent: str, key: str, name: str, metrics: dict[str, float]
+    ) -> str | None:
+        """Show a member that this pipeline run did not train, with its final metrics, under `parent`.
+
+        A member that was trained under this very parent is there already. One trained under another parent,
+        or in another workspace, is shown by a small run that names the original. Returns the id of the run.
+        """
+        try:
+            parent = self.resolve_parent(experiment, parent) or parent
+            original = self.find(experiment, MEMBER_TAG, key)
+        except Exception as error:
+            logger.warning("tracking: %s is not linked to its pipeline run (%s)", name, brief(error))
+            return None
+        if original is not None and original.data.tags.get("mlflow.parentRunId") == parent:
+            return str(original.info.run_id)
+        tags = {"sixstream.original_run": original.info.run_id if original else "unknown"}
+        run = self._tracked(experiment, LINK_TAG, f"{parent[:8]}-{key}", name, parent, tags)
+        run.log_final(metrics)
+        run.close("FINISHED")
+        return run.run_id
+
+    def find(self, experiment: str, tag: str, key: str) -> Any | None:
+        """The oldest run whose tag has this value."""
+        found = self.client.search_runs(
+            [self.experiment_id(experiment)],
+            f"tags.`{tag}` = '{key}'",
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def resolve_parent(self, experiment: str, parent: str | None) -> str | None:
+        """The run id of a parent that may still be a placeholder."""
+        if parent is None or not parent.startswith(PENDING):
+            return parent
+        key = parent.removeprefix(PENDING)
+        journal = self.journal(key)
+        if journal.pending:
+            deliver(self, journal)
+        found = self.find(experiment, PIPELINE_TAG, key)
+        return found.info.run_id if found else None
+
+    def find_or_make(
+        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+    ) -> tuple[str, bool]:
+        """The id of the run with this key, and whether it was made now."""
+        parent = self.resolve_parent(experiment, parent)
+        with locked(self.workspace / ".work" / "tracking.lock"):
+            found = self.find(experiment, tag, key)
+            if found is not None:
+                return str(found.info.run_id), False
+            labels = {**tags, tag: key} | ({"mlflow.parentRunId": parent} if parent else {})
+            made = self.client.create_run(self.experiment_id(experiment), tags=labels, run_name=name)
+            run_id = made.info.run_id
+            # Another machine does not see this lock: the older of two twins stays.
+            oldest = self.find(experiment, tag, key)
+            if oldest is not None and oldest.info.run_id != run_id:
+                self.client.delete_run(run_id)
+                return str(oldest.info.run_id), False
+        return str(run_id), True
+
+    def journal(self, key: str) -> Journal:
+        return Journal(self.workspace / ".work" / "tracking" / f"{key}.jsonl")
+
+    def _tracked(
+        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+    ) -> "TrackedRun":
+        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
+        header |= {"parent": parent, "tags": tags}
+        if tag == MEMBER_TAG and os.environ.get("MLFLOW_RUN_ID"):
+            header["run_id"] = os.environ["MLFLOW_RUN_ID"]
+        run = TrackedRun(self, header)
+        run.send("status", status="RUNNING")
+        return run
+
+
+def sync(workspace: str | Path) -> dict[str, int]:
+    """Deliver everything that waits in the workspace: key of the run -> lines delivered.
+
+    Raises UserError when the server still cannot be reached; what was not delivered stays.
+    """
+    tracker = connect(workspace)
+    delivered = {}
+    for path in sorted((tracker.workspace / ".work" / "tracking").glob("*.jsonl")):
+        try:
+            delivered[path.stem] = deliver(tracker, Journal(path))
+        except Exception as error:
+            raise UserError(
+                f"{tracker.uri}: cannot be reached ({brief(error)}); "
+                f"{path} waits: start the server and sync again"
+            ) from None
+    return delivered

@@ -1,0 +1,286 @@
+"""Parts that the graph networks share: the trunk with its head, temporal units, residuals.
+
+Inside the trunk a tensor is (N*M, C, T, V). Module names are those of the released checkpoints, except where
+several small convolutions or norms of one input are computed as one: such a module says in
+`reference_parts` how its tensors are cut (see model.reference).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.errors import UserError
+from model.layouts import Layout
+
+Branch = tuple[int | str, int] | str  # (kernel, dilation), ("max", kernel) or "1x1"
+BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
+Parts = dict[str, list[tuple[str, int]]]  # own tensor -> (original name, rows), in order along dimension 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Widths and temporal stride of one block."""
+
+    in_channels: int
+    out_channels: int
+    stride: int
+    residual: bool
+
+
+def plan_stages(
+    in_channels: int,
+    base_channels: int,
+    num_stages: int,
+    inflate_stages: Iterable[int],
+    down_stages: Iterable[int],
+    ch_ratio: float,
+) -> list[Stage]:
+    """The blocks of a trunk; stages count from 1, the first has no residual and always stride 1."""
+    if num_stages < 1 or base_channels < 1:
+        raise UserError(f"num_stages {num_stages} and base_channels {base_channels} must be at least 1")
+    inflate, down = set(inflate_stages), set(down_stages)
+    stages = [Stage(in_channels, base_channels, 1, residual=False)]
+    inflations = 0
+    for number in range(2, num_stages + 1):
+        inflations += number in inflate
+        # The small addition keeps a non-integer ratio from rounding a whole width down.
+        width = int(base_channels * ch_ratio**inflations + 1e-4)
+        stages.append(Stage(stages[-1].out_channels, width, 1 + (number in down), residual=True))
+    return stages
+
+
+def branch_widths(out_channels: int, branches: int) -> list[int]:
+    """Equal shares of `out_channels`; the first branch takes the remainder."""
+    share = out_channels // branches
+    return [out_channels - share * (branches - 1)] + [share] * (branches - 1)
+
+
+class TemporalUnit(nn.Module):
+    """Convolution over time (kernel x 1) with batch norm and dropout; kernel 1 serves as residual."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 9, stride: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), ((kernel - 1) // 2, 0))
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.drop = nn.Dropout(dropout, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.bn(self.conv(x)))
+
+
+class DilatedConv(nn.Module):
+    """Convolution over time alone; a module of its own because checkpoints name it `conv`."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
+        self.conv = nn.Conv2d(channels, channels, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class MultiScaleTemporal(nn.Module):
+    """Multi-branch temporal unit of ST-GCN++ (Duan et al. 2022), with the global joint of DG-STGCN if asked.
+
+    Each branch squeezes its input by a 1x1 convolution; all branches do so at once here. The global joint is
+    the mean over joints, carried as one more column through the branches, then added to every joint with a
+    learned weight per joint. The squeeze is linear, so the column is appended after it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        branches: Sequence[Branch] = BRANCHES,
+        dropout: float = 0.0,
+        global_joint: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.branch_list = [branch if isinstance(branch, str) else tuple(branch) for branch in branches]
+        self.widths = branch_widths(out_channels, len(branches))
+        self.stride = stride
+        # Branches with a norm first, so that one norm serves a contiguous range of channels.
+        self.normed = [i for i, branch in enumerate(self.branch_list) if branch != "1x1"]
+        self.plain = [i for i, branch in enumerate(self.branch_list) if branch == "1x1"]
+        self.squeeze = nn.Conv2d(in_channels, out_channels, 1)
+        self.squeeze_bn = nn.BatchNorm2d(sum(self.widths[i] for i in self.normed))
+        self.branches = nn.ModuleDict()
+        for i in self.normed:
+            kind, size = self.branch_list[i]
+            if kind == "max":
+                self.branches[str(i)] = nn.MaxPool2d((int(size), 1), (stride, 1), (1, 0))
+            else:
+                self.branches[str(i)] = DilatedConv(self.widths[i], int(kind), stride, int(size))
+        if global_joint is not None:
+            self.add_coeff = nn.Parameter(torch.zeros(global_joint))
+        self.has_global = global_joint is not None
+        self.transform_bn = nn.BatchNorm2d(out_channels)
+        self.transform = nn.Conv2d(out_channels, out_channels, 1)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.drop = nn.Dropout(dropout, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_joints = x.shape[3]
+        squeezed = self.squeeze(x)
+        if self.has_global:
+            squeezed = torch.cat([squeezed, squeezed.mean(3, keepdim=True)], 3)
+        normed_width = self.squeeze_bn.num_features
+        activated = F.relu(self.squeeze_bn(squeezed[:, :normed_width]), inplace=True)
+        outputs: dict[int, Tensor] = {}
+        for i, part in zip(self.normed, activated.split([self.widths[i] for i in self.normed], 1), strict=True):
+            outputs[i] = self.branches[str(i)](part)
+        rest = squeezed[:, normed_width:, :: self.stride]
+        for i, part in zip(self.plain, rest.split([self.widths[i] for i in self.plain], 1), strict=True):
+            outputs[i] = part
+        y = torch.cat([outputs[i] for i in range(len(outputs))], 1)
+        if self.has_global:
+            y = torch.addcmul(y[..., :num_joints], y[..., num_joints:], self.add_coeff[:num_joints])
+        y = self.transform(F.relu(self.transform_bn(y), inplace=True))
+        return self.drop(self.bn(y))
+
+    def reference_parts(self) -> Parts:
+        """How the tensors are cut into those of the released checkpoints."""
+        order = self.normed + self.plain
+        where = {i: f"branches.{i}" if i in self.plain else f"branches.{i}.0" for i in order}
+        parts: Parts = {
+            f"squeeze.{kind}": [(f"{where[i]}.{kind}", self.widths[i]) for i in order]
+            for kind in ("weight", "bias")
+        }
+        for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            parts[f"squeeze_bn.{kind}"] = [(f"branches.{i}.1.{kind}", self.widths[i]) for i in self.normed]
+            parts[f"transform_bn.{kind}"] = [(f"transform.0.{kind}", -1)]
+        for kind in ("weight", "bias"):
+            parts[f"transform.{kind}"] = [(f"transform.2.{kind}", -1)]
+            for i in self.normed:
+                if self.branch_list[i][0] != "max":
+                    parts[f"branches.{i}.conv.{kind}"] = [(f"branches.{i}.3.conv.{kind}", -1)]
+        return parts
+
+
+class Block(nn.Module):
+    """ReLU(temporal(spatial(x)) + residual(x)), the block of every graph network here."""
+
+    def __init__(self, gcn: nn.Module, tcn: nn.Module, stage: Stage) -> None:
+        super().__init__()
+        self.gcn = gcn
+        self.tcn = tcn
+        same_shape = stage.in_channels == stage.out_channels and stage.stride == 1
+        self.keeps_input = stage.residual and same_shape
+        self.residual = (
+            TemporalUnit(stage.in_channels, stage.out_channels, 1, stage.stride)
+            if stage.residual and not same_shape
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.tcn(self.gcn(x)), x)
+
+    def join(self, y: Tensor, x: Tensor) -> Tensor:
+        """Adds the residual of the block's input `x` to the output `y` of its temporal unit."""
+        if self.residual is not None:
+            y = y + self.residual(x)
+        elif self.keeps_input:
+            y = y + x
+        return F.relu(y, inplace=True)
+
+
+class DataNorm(nn.BatchNorm1d):
+    """Batch norm of the input over joints and channels, features ordered joint-major (v * C + c).
+
+    `per_person` gives each person slot its own statistics (M * V * C features), else persons share them.
+    """
+
+    def __init__(self, num_joints: int, channels: int, persons: int, per_person: bool) -> None:
+        super().__init__(num_joints * channels * (persons if per_person else 1))
+        self.persons = persons
+        self.per_person = per_person
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, M, T, V, C) -> (N*M, C, T, V)."""
+        clips, persons, frames, joints, channels = x.shape
+        if self.per_person:
+            if persons != self.persons:
+                raise UserError(f"the network was made for {self.persons} persons, the clips hold {persons}")
+            flat = x.permute(0, 1, 3, 4, 2).reshape(clips, -1, frames)
+        else:
+            flat = x.permute(0, 1, 3, 4, 2).reshape(clips * persons, -1, frames)
+        y = super().forward(flat).reshape(clips * persons, joints, channels, frames)
+        return y.permute(0, 2, 3, 1).contiguous()
+
+
+class GraphNetwork(nn.Module):
+    """Trunk and head of a graph network: data norm, blocks, mean over frames, joints and persons, classifier.
+
+    `make_block(stage)` builds one block. An empty second person counts in the mean, as in all released code.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        num_classes: int,
+        stages: list[Stage],
+        make_block: Callable[[Stage], nn.Module],
+        *,
+        persons: int = 2,
+        norm_per_person: bool = False,
+        head_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_joints = layout.num_joints
+        self.in_channels = stages[0].in_channels
+        self.data_bn = DataNorm(layout.num_joints, self.in_channels, persons, norm_per_person)
+        self.gcn = nn.ModuleList(make_block(stage) for stage in stages)
+        self.head_drop = nn.Dropout(head_dropout)
+        self.fc = nn.Linear(stages[-1].out_channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Checked and normalised input: (N, M, T, V, C) -> (N*M, C, T, V)."""
+        if x.dim() != 5 or x.shape[3:] != (self.num_joints, self.in_channels):
+            raise UserError(
+                f"clips have shape {tuple(x.shape)}; this network takes (N, M, T, {self.num_joints} joints, "
+                f"{self.in_channels} channels): check layout and stream"
+            )
+        return self.data_bn(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features (N, C) of clips (N, M, T, V, C)."""
+        y = self.enter(x)
+        for block in self.gcn:
+            y = block(y)
+        return self.pool(y, x.shape[1])
+
+    @staticmethod
+    def pool(y: Tensor, persons: int) -> Tensor:
+        """(N*M, C, T, V) -> (N, C)."""
+        return y.mean((2, 3)).unflatten(0, (-1, persons)).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores before softmax (N, classes) of clips (N, M, T, V, C)."""
+        return self.fc(self.head_drop(self.features(x)))
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """Mean cross entropy in the precision of the weights, whatever autocast made of the scores."""
+        return F.cross_entropy(logits.to(self.fc.weight.dtype), labels, label_smoothing=label_smoothing)
+
+    def loss(
+        self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of clips (N, M, T, V, C) with labels (N,), and its parts by name (detached)."""
+        total = self.cross_entropy(self(x), labels, label_smoothing)
+        return total, {"ce": total.detach()}
+
+
+def convert(value: Any) -> Any:
+    """Lists of a configuration (JSON has no tuples) as tuples, recursively."""
+    return tuple(convert(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Pipeline: the command line, the DVC and Kubeflow graphs, submission."""

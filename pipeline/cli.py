@@ -1,0 +1,141 @@
+"""The command line `sixstream VERB`: every component is one verb, its options are the function's parameters.
+
+Mistakes a user can mend end with their message and exit code 2; nothing else prints a traceback by design.
+"""
+
+import argparse
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+
+# verb → "module:function". Modules are imported only for the verb that runs: torch and mlflow cost seconds.
+VERBS = {
+    "sample-data": "components.sample_data:sample_data",
+    "preprocess": "components.preprocess:preprocess",
+    "train": "components.train:train",
+    "evaluate": "components.evaluate:evaluate",
+    "ensemble": "components.ensemble:ensemble",
+    "report": "components.report:report",
+    "register": "components.register:register",
+    "predict": "components.predict:predict",
+    "run": "pipeline.run:run",
+    "results": "pipeline.run:results",
+    "workspace": "pipeline.workspace:workspace",
+    "sample-study": "pipeline.study:sample_study",
+    "tracking-sync": "components.tracking:sync",
+}
+
+SUMMARIES = {
+    "sample-data": "write raw NTU-format clips of synthetic actions",
+    "preprocess": "read, check and pack the raw files of a dataset",
+    "train": "train one member",
+    "evaluate": "score one member's checkpoints on every split",
+    "ensemble": "fuse the members' scores",
+    "report": "write the report page, tables and figures",
+    "register": "register members and the ensemble, move the champion",
+    "predict": "classify raw clips with a registered model",
+    "run": "run the whole pipeline through DVC, members side by side if asked",
+    "results": "print the results table of the last run",
+    "workspace": "make a scratch workspace for another dataset",
+    "sample-study": "run the pipeline on several seeds of the sample data",
+    "tracking-sync": "deliver metrics kept back while the tracking server was away",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="sixstream", description="Skeleton action recognition in six streams.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    function: Callable[..., Any] | None = None
+    for verb, summary in SUMMARIES.items():
+        sub = verbs.add_parser(verb, help=summary, description=summary)
+        if verb == chosen:
+            function = load_function(VERBS[verb])
+            add_options(sub, function)
+    options = vars(parser.parse_args(arguments))
+    options.pop("verb")
+    assert function is not None
+    try:
+        result = function(**resolve(function, options))
+    except UserError as error:
+        print(f"sixstream: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sixstream: interrupted", file=sys.stderr)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def load_function(target: str) -> Callable[..., Any]:
+    """Import `module:function`."""
+    module, name = target.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
+    """One option per parameter of `function`; a parameter called `params` is read from a params.yaml."""
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        flag = "--" + name.replace("_", "-")
+        help_text = describe(function, name)
+        if name == "params":
+            parser.add_argument(flag, default="params.yaml", help=f"{help_text} (default: params.yaml)")
+            continue
+        kind, many = plain_type(hints[name])
+        required = parameter.default is inspect.Parameter.empty
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            parser.add_argument(name, nargs="+", type=kind, help=help_text)
+        elif kind is bool:
+            parser.add_argument(flag, action="store_true", help=help_text)
+        else:
+            shown = "" if required or parameter.default in (None, "") else f" (default: {parameter.default})"
+            parser.add_argument(
+                flag,
+                type=kind,
+                nargs="+" if many else None,
+                required=required,
+                default=None if required else parameter.default,
+                help=help_text + shown,
+            )
+
+
+def resolve(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Replace the path in `params` by the parameters read from it."""
+    if "params" in inspect.signature(function).parameters:
+        from components.params import load_params
+
+        options["params"] = load_params(options["params"])
+    return options
+
+
+def plain_type(hint: Any) -> tuple[Callable[[str], Any], bool]:
+    """(type of one value, whether there may be several) of an annotation such as `Path | None` or `list[str]`."""
+    if isinstance(hint, types.UnionType):
+        return plain_type(next(part for part in hint.__args__ if part is not type(None)))
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True
+    if typing.get_origin(hint) is typing.Literal:
+        return str, False
+    return hint, False
+
+
+def describe(function: Callable[..., Any], name: str) -> str:
+    """The line about an argument in the `Args:` part of a docstring."""
+    for line in inspect.getdoc(function).splitlines() if inspect.getdoc(function) else []:
+        if line.strip().startswith(f"{name}:"):
+            return line.split(":", 1)[1].strip().replace("%", "%%")
+    return "the parameters" if name == "params" else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""A scratch workspace: the same graph and code on another dataset, the repository's own files left alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.files import read_json, write_text
+from components.params import parse_params
+from model.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CARRIED = ("model", "components", "dvc.yaml", ".dvcignore")
+
+
+def workspace(
+    dataset: str, split: str = "", protocol: str = "", only: str = "", folder: Path | None = None, jobs: int = 1
+) -> int:
+    """Run the pipeline on the annotation pickle and JSON of a dataset, found in the folder SIXSTREAM_DATA.
+
+    Args:
+        dataset: entry of `datasets` in params.yaml; the files are <dataset>.pkl and <dataset>.json.
+        split: split to run instead of the entry's own, for instance larp1.
+        protocol: development, last or published instead of the one in params.yaml.
+        only: members to keep, comma separated (default: all).
+        folder: the workspace (default: scratch/<dataset>-<split>).
+        jobs: members trained side by side.
+
+    Raises:
+        UserError: no such data, split or member.
+    """
+    source = Path(os.environ.get("SIXSTREAM_DATA") or ".")
+    files = [source / f"{dataset}.pkl", source / f"{dataset}.json"]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: not there; set SIXSTREAM_DATA to the folder with {dataset}.pkl and .json")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["dataset"] = dataset
+    if protocol:
+        content["protocol"] = protocol
+    if split:
+        content.setdefault("datasets", {}).setdefault(dataset, {})["split"] = split_named(files[1], split)
+    if only:
+        content = keep_members(content, only.split(","))
+    params = parse_params(content, f"params.yaml for {dataset}")
+    folder = (folder or ROOT / "scratch" / f"{dataset}-{params.entry.split.name}").resolve()
+    fill_workspace(folder, content)
+    raw = folder / "data" / "raw" / dataset
+    raw.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        if not (raw / path.name).exists():
+            shutil.copyfile(path, raw / path.name)
+    return run_in(folder, jobs)
+
+
+def fill_workspace(folder: Path, content: dict[str, Any]) -> None:
+    """Put the graph, the code that it depends on and the parameters into `folder`, a DVC repository of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CARRIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    if not (folder / ".dvc").is_dir():
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+    write_text(folder / "params.yaml", yaml.safe_dump(content, sort_keys=False))
+    print(f"workspace: {folder}", file=sys.stderr)
+
+
+def run_in(folder: Path, jobs: int) -> int:
+    """`sixstream run` in a workspace, with this checkout's code."""
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--jobs", str(jobs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment).returncode
+
+
+def split_named(about: Path, name: str) -> dict[str, Any]:
+    """The split `name`: its training part and every part that tests it (`larp1`: larp1_train, larp1_test)."""
+    known = list(read_json(about).get("splits", {}))
+    tests = [part for part in known if part.startswith((f"{name}_test", f"{name}_val"))]
+    if f"{name}_train" not in known or not tests:
+        raise UserError(f"{about}: no split {name!r}; it has {', '.join(known)}")
+    return {"name": name, "train": f"{name}_train", "test": tests}
+
+
+def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Only some members, the ensembles that they fill, and the largest of those to be registered."""
+    for name in names:
+        if name not in content["members"]:
+            raise UserError(f"--only {name}: no such member; there are {', '.join(content['members'])}")
+    ensembles = {n: e for n, e in content["ensembles"].items() if set(e["members"]) <= set(names)}
+    if not ensembles:
+        raise UserError(f"--only {','.join(names)}: no ensemble consists of these members alone")
+    largest = max(ensembles, key=lambda name: len(ensembles[name]["members"]))
+    members = {name: content["members"][name] for name in names}
+    register = {**content["register"], "ensemble": largest}
+    return {**content, "members": members, "ensembles": ensembles, "register": register}

@@ -1,0 +1,33 @@
+"""Shared fixtures. Real data and the full golden files come through two environment variables."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SMALL_GOLDEN = Path(__file__).parent / "golden"
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value or not Path(value).is_dir():
+        pytest.skip(f"{variable} names no folder: set it to run this test")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The full set of golden files (SIXSTREAM_GOLDEN)."""
+    return _folder("SIXSTREAM_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real skeleton sets (SIXSTREAM_DATA)."""
+    return _folder("SIXSTREAM_DATA")
+
+
+@pytest.fixture(scope="session")
+def small_golden() -> Path:
+    """The golden arrays that are committed."""
+    return SMALL_GOLDEN
