@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -228,17 +228,20 @@ def _explain(item: Any) -> str:
 def _fields_beside(loc: tuple[Any, ...]) -> list[str]:
     """Field names of the model in which an unknown key was found."""
     node: Any = Params
+    keyed = False  # the next part is a user's own name, such as that of a dataset
     for part in loc[:-1]:
-        if isinstance(node, type) and issubclass(node, BaseModel):
-            found = {f.alias or n: f.annotation for n, f in node.model_fields.items()}.get(str(part))
-            node = _model_in(found)
-    return [f.alias or n for n, f in node.model_fields.items()] if hasattr(node, "model_fields") else []
+        if keyed:
+            keyed = False
+            continue
+        fields = {f.alias or name: f.annotation for name, f in node.model_fields.items()}
+        annotation = fields.get(str(part))
+        keyed = get_origin(annotation) is dict
+        node = _model_in(annotation)
+    return [f.alias or name for name, f in node.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _model_in(inner)) is not None:
-            return found
-    return None
+    inner = (_model_in(part) for part in get_args(annotation))
+    return next((found for found in inner if found is not None), None)

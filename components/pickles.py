@@ -1,8 +1,9 @@
 """Reading pickles from strangers: numbers, text, containers and numpy arrays, and nothing that runs.
 
-A pickle is a program. Here its instructions (as `pickletools` reads them) are carried out by a small machine that
-knows data only: it imports nothing, calls no constructor and sets no state. The few names that numpy arrays need
-stand for functions of this file, which check every size before they use it; any other name is refused as it appears.
+A pickle is a program. Here its instructions (as `pickletools` reads them) are carried out by a small machine
+that knows data only: it imports nothing and calls nothing that the file chooses. The few names that numpy
+arrays need stand for functions of this module, which check every size before they use it; any other name is
+refused as it appears.
 """
 
 import mmap
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -38,9 +39,9 @@ class _Name:
 def load_pickle(path: str | Path) -> Any:
     """Return the content of a pickle of protocol 0 to 5 that holds plain Python values and numpy arrays.
 
-    Arrays come back read-only. Memory stays within a small multiple of the
-    file's size whatever sizes the file declares. Raises UserError naming the file and what it asked for when that is
-    more than data, and when the file is missing, truncated or no pickle.
+    Arrays come back read-only. Memory is bound by the size of the file, whatever sizes it declares. Raises
+    UserError naming the file and what it asked for when that is more than data, and when the file is missing,
+    truncated or no pickle.
     """
     path = Path(path)
     try:
@@ -74,7 +75,7 @@ class _Machine:
         self.budget = 2 * len(content)
 
     def run(self) -> Any:
-        for opcode, argument, _ in pickletools.genops(self.content):
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], self.content)):
             name = opcode.name
             if name in _PUSHES:
                 self.stack.append(argument)
@@ -162,7 +163,7 @@ class _Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.dtype):
             _check_dtype_state(state)
-        elif self.announced.pop(id(target), None) is target:
+        elif isinstance(target, np.ndarray) and self.announced.pop(id(target), None) is target:
             _fill(self, target, state)
         else:
             raise _Refused(f"sets the state of a {type(target).__name__}")
@@ -235,7 +236,7 @@ def _dtype(machine: _Machine, code: Any, *flags: Any) -> np.dtype:
 
 
 def _check_dtype_state(state: Any) -> None:
-    """State of a plain dtype: (version, byte order, no subtype, no names, no fields, size, alignment, flags)."""
+    """A plain dtype's state: version, byte order, no subtype, no names, no fields, size, alignment, flags."""
     if type(state) is not tuple or len(state) < 5 or state[2:5] != (None, None, None):
         raise _Refused("holds an array of records")
     if state[1] not in ("|", "=", "<" if sys.byteorder == "little" else ">"):
@@ -257,7 +258,7 @@ def _fill(machine: _Machine, array: np.ndarray, state: Any) -> None:
         raise _Refused("holds an array of an unknown form")
     _, shape, dtype, fortran, content = state
     content = _checked_content(machine, dtype, content, shape)
-    array.__setstate__((1, shape, dtype, bool(fortran), content))
+    array.__setstate__((1, shape, dtype, bool(fortran), bytes(content)))  # type: ignore[arg-type]
     array.flags.writeable = False
 
 
@@ -286,7 +287,7 @@ def _checked_content(machine: _Machine, dtype: Any, content: Any, shape: Any) ->
     if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
         raise _Refused(f"declares an array of the shape {shape!r:.80}")
     if prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"an array of shape {shape} and type {dtype.name} does not fit its {len(content)} bytes")
+        raise ValueError(f"an array {shape!r:.80} of {dtype.name} does not fit its {len(content)} bytes")
     machine.spend(len(content))
     if dtype.kind == "U" and content and np.frombuffer(content, np.uint32).max() > sys.maxunicode:
         raise ValueError("an array of text holds numbers that are no characters")

@@ -40,7 +40,7 @@ BAD_SHARE = 0.69754  # a track with at least this share of frames wider than tha
 # MMAction2's and UmURL's selection.
 LISTED_BODIES = 4
 
-_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
+_NAME = re.compile(r"S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})")
 
 
 @dataclass

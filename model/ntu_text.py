@@ -187,7 +187,7 @@ def format_skeleton(clip: RawClip) -> bytes:
     columns = [points]
     for fx, fy, cx, cy in (_DEPTH, _COLOUR):
         columns += [cx + fx * points[..., :1] / depth, cy - fy * points[..., 1:2] / depth]
-    rows = np.concatenate(columns, axis=-1).reshape(len(points), -1).tolist()
+    rows = np.concatenate(columns, axis=-1).reshape(len(points), NUM_JOINTS * 7).tolist()
     parts = [f"{len(clip.counts)}\r\n"]
     body = 0
     for count in clip.counts.tolist():

@@ -1,7 +1,7 @@
 """The packed store: one folder that holds every clip of a data set, ragged and memory-mapped.
 
-Clip `i` occupies the rows `offset[i] : offset[i] + persons[i] * frames[i]` of `joints.npy` (rows, V, C), person by
-person: row `offset + m * frames + t` is person `m` in frame `t`. Nothing is padded and nothing is pickled.
+Clip `i` occupies the rows `offset[i] : offset[i] + persons[i] * frames[i]` of `joints.npy`, person by person:
+row `offset + m * frames + t` is person `m` in frame `t`. Nothing is padded and nothing is pickled.
 
     joints.npy      (rows, V, C) float32, or float16 where a released recipe needs the original's rounding
     index.npy       (N, 3) int64: offset, persons, frames
@@ -36,7 +36,7 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip on its way into a store: `joints` (M, T, V, C), `image_size` (height, width) in pixels for 2D."""
+    """A clip on its way into a store: `joints` (M, T, V, C), `image_size` height and width in pixels (2D)."""
 
     id: str
     label: int
@@ -82,7 +82,7 @@ class Store:
     def split(self, name: str) -> np.ndarray:
         """Return the positions of the split `name`. Raises UserError naming the splits there are."""
         if name not in self.splits:
-            raise UserError(f"split '{name}' is not in {self.folder}; it has: {', '.join(sorted(self.splits))}")
+            raise UserError(f"split '{name}' is not in {self.folder}; it has: {', '.join(self.splits)}")
         return self.splits[name]
 
 
@@ -100,9 +100,9 @@ def write_store(
 ) -> None:
     """Write `clips` as a packed store, one clip in memory at a time; the folder appears whole or not at all.
 
-    `splits` maps a name to clip ids and is read only after the last clip, so a reader may drop the ids of clips
-    it sets aside on the way. Raises UserError naming the sample (wrong shape, empty, not finite, all zero, label
-    out of range, doubled id) or the split (unknown or doubled ids) that cannot be stored.
+    `splits` maps a name to clip ids and is read only after the last clip, so a reader may drop the ids of
+    clips it sets aside on the way. Raises UserError naming the sample (wrong shape, empty, not finite, all
+    zero, label out of range, doubled id) or the split (unknown or doubled ids) that cannot be stored.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
@@ -122,7 +122,7 @@ def write_store(
                     raise UserError(f"sample {clip.id}: the id occurs twice; ids must be unique")
                 if not 0 <= clip.label < len(classes):
                     raise UserError(
-                        f"sample {clip.id}: label {clip.label} is out of range; there are {len(classes)} classes"
+                        f"sample {clip.id}: label {clip.label} is out of range for {len(classes)} classes"
                     )
                 joints = _checked(clip, row_shape, dtype)
                 ids[clip.id] = len(ids)
@@ -170,12 +170,12 @@ def open_store(folder: str | Path) -> Store:
     """
     folder = Path(folder)
     if not (folder / "store.json").is_file():
-        raise UserError(f"{folder}: not a packed store (no store.json); write one with `sixstream preprocess`")
+        raise UserError(f"{folder}: not a packed store (no store.json); preprocess the data first")
     try:
         meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if meta["version"] != VERSION:
             raise UserError(
-                f"{folder}: store version {meta['version']}, this code reads {VERSION}; preprocess the data again"
+                f"{folder}: store version {meta['version']} is not {VERSION}; preprocess the data again"
             )
         joints = np.load(folder / "joints.npy", mmap_mode="c", allow_pickle=False)
         index = np.load(folder / "index.npy", allow_pickle=False)
@@ -226,8 +226,9 @@ def _fault(store: Store) -> str | None:
         return "labels, factors or image sizes do not count as many clips as store.json"
     if store.labels.min() < 0 or store.labels.max() >= len(store.classes):
         return "labels.npy names classes that store.json does not have"
-    if any(len(members) and (members.min() < 0 or members.max() >= clips) for members in store.splits.values()):
-        return "splits.npz points behind the last clip"
+    for members in store.splits.values():
+        if len(members) and (members.min() < 0 or members.max() >= clips):
+            return "splits.npz points behind the last clip"
     return None
 
 
@@ -236,11 +237,11 @@ def _checked(clip: Clip, row_shape: tuple[int, int], dtype: str) -> np.ndarray:
     where = f"sample {clip.id}"
     if joints.ndim != 4 or joints.shape[2:] != row_shape:
         raise UserError(
-            f"{where}: joints have the shape {joints.shape}, not (persons, frames, {row_shape[0]}, {row_shape[1]}); "
-            "check the layout and the channels"
+            f"{where}: joints have the shape {joints.shape}, not (persons, frames, {row_shape[0]}, "
+            f"{row_shape[1]}); check the layout and the channels"
         )
     if joints.size == 0:
-        raise UserError(f"{where}: has {joints.shape[0]} persons and {joints.shape[1]} frames; leave empty clips out")
+        raise UserError(f"{where}: an empty clip, shape {joints.shape}; leave it out")
     if not np.isfinite(joints).all():
         raise UserError(f"{where}: holds NaN or infinity; mend it or leave it out")
     with np.errstate(over="ignore"):
@@ -256,7 +257,8 @@ def _positions(name: str, members: Sequence[str], ids: Mapping[str, int]) -> np.
     unknown = [member for member in members if member not in ids]
     if unknown:
         raise UserError(
-            f"split '{name}': names {len(unknown)} unknown ids, first {unknown[0]}; correct the split or add the clips"
+            f"split '{name}': names {len(unknown)} unknown ids, first {unknown[0]}; "
+            "correct the split or add the clips"
         )
     positions = np.array([ids[member] for member in members], np.int64)
     if len(np.unique(positions)) != len(positions):
@@ -275,7 +277,7 @@ def _image_sizes(sizes: Sequence[tuple[float, float] | None], ids: Sequence[str]
     if len(missing) == len(ids):
         return None
     if missing:
-        raise UserError(f"sample {missing[0]}: has no image size although others have; give it to all or to none")
+        raise UserError(f"sample {missing[0]}: has no image size although others do; give it to all or none")
     return np.array(sizes, np.float32)
 
 
