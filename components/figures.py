@@ -89,9 +89,9 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure:
         low, high = row["interval"]["top1"]
         axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.45, solid_capstyle="round")
         axes.plot(row["test"]["top1"], place, "o", color=colour, markersize=6)
-        axes.plot(row["test"]["mean_class"], place, "|", color=LIGHT["warn"], markersize=9, markeredgewidth=1.6)
+        axes.plot(row["test"]["mean_class"], place - 0.26, "^", color=LIGHT["warn"], markersize=4)
     axes.plot([], [], "o", color=LIGHT["muted"], label="top-1, 95 %")
-    axes.plot([], [], "|", color=LIGHT["warn"], markersize=9, markeredgewidth=1.6, label="mean class")
+    axes.plot([], [], "^", color=LIGHT["warn"], markersize=4, label="mean class")
     axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
@@ -190,15 +190,12 @@ def reliability(bins: Mapping[str, Any], name: str) -> Figure:
     width, middle, used = edges[1], (edges[:-1] + edges[1:]) / 2, count > 0
     hit, sure = np.array(bins["accuracy"]), np.array(bins["confidence"])
     top.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.9, linestyle="--")
-    top.bar(middle[used], hit[used], width * 0.88, color=LIGHT["accent"], alpha=0.8, label="accuracy")
-    gap = (sure - hit)[used]
-    top.bar(
-        middle[used], gap, width * 0.88, bottom=hit[used], color=LIGHT["warn"], alpha=0.35,
-        label="gap to confidence",
-    )  # fmt: skip
+    top.bar(middle[used], hit[used], width * 0.88, color=LIGHT["accent"], alpha=0.55, label="accuracy")
+    left, right = middle[used] - width * 0.44, middle[used] + width * 0.44
+    top.hlines(sure[used], left, right, color=LIGHT["warn"], linewidth=2.2, label="confidence")
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1)
-    top.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     top.set_title(f"{name}: ECE {100 * bins['ece']:.1f} %, mean confidence {100 * bins['mean_confidence']:.1f} %")
     bottom.bar(middle, count, width * 0.88, color=LIGHT["muted"], alpha=0.6)
     bottom.set_ylabel("clips")
@@ -237,6 +234,7 @@ def lengths(frames: Mapping[str, NDArray]) -> Figure:
     shown = [style(i)["color"] for i in range(len(frames))]
     axes.hist(list(frames.values()), edges, stacked=True, color=shown, label=list(frames))
     axes.set_xlabel("frames per clip")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("clips")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -260,12 +258,14 @@ def class_counts(classes: Sequence[str], counts: Mapping[str, NDArray]) -> Figur
     return figure
 
 
-def skeleton_strip(clips: Sequence[tuple[str, NDArray]], layout: Mapping[str, Any], frames: int = 7) -> Figure:
+def skeleton_strip(clips: Sequence[tuple[str, NDArray]], layout: Mapping[str, Any], frames: int = 9) -> Figure:
     """Key frames of clips (title, (T, M, V, D) with NaN for unseen), a row each."""
-    figure, axes = _new(7.2, 1.45 * len(clips), nrows=len(clips), squeeze=False)
+    extents = np.array([np.nanmax(clip, axis=(0, 1, 2)) - np.nanmin(clip, axis=(0, 1, 2)) for _, clip in clips])
+    width, height = 1.1 * float(extents[:, 0].max()), float(extents[:, 1].max())
+    row_height = min(1.5, 9.0 / frames * height / width)
+    figure, axes = _new(9.0, (row_height + 0.3) * len(clips), nrows=len(clips), squeeze=False)
     colours = {-1: LIGHT["s0"], 0: LIGHT["ink"], 1: LIGHT["s1"]}
     for row, (title, clip) in zip(axes[:, 0], clips, strict=True):
-        width = 1.15 * max(float(np.nanmax(clip[..., 0]) - np.nanmin(clip[..., 0])), 1.0)
         for place, t in enumerate(np.linspace(0, len(clip) - 1, frames).round().astype(int)):
             for person in clip[t]:
                 for child, parent in layout["edges"]:

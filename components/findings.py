@@ -49,10 +49,13 @@ class Row:
         return confusion_matrix(table.scores.argmax(axis=1), table.labels, classes=len(table.classes)).astype(int)
 
 
-def find(rows: list[Row], packed: Store, positions: NDArray, *, baseline: str = "") -> dict[str, Any]:
+def find(
+    rows: list[Row], packed: Store, positions: NDArray, splits: dict[str, NDArray], baseline: str = ""
+) -> dict[str, Any]:
     """All numbers of a report but its title, curves and lineage.
 
-    rows from `gather`, `positions` (N,) of their clips in the store. `baseline` names the row that class changes
+    rows from `gather`, `positions` (N,) of their clips in the store, `splits` the parts of the store that the run
+    used, as positions. `baseline` names the row that class changes
     are taken against (empty: the first). Raises UserError when it is unknown.
     """
     labels = rows[0].table.labels
@@ -63,7 +66,7 @@ def find(rows: list[Row], packed: Store, positions: NDArray, *, baseline: str = 
         "headline": headline(rows).name,
         **_score_numbers(rows, groups),
         "changes": _changes(rows, baseline),
-        "data": _data_card(packed),
+        "data": _data_card(packed, splits),
     }
 
 
@@ -186,28 +189,28 @@ def _changes(rows: list[Row], baseline: str) -> dict[str, Any]:
     names = {row.name: row for row in rows}
     if baseline and baseline not in names:
         raise UserError(f"report: baseline {baseline!r} is not reported; name one of {', '.join(names)}")
-    against, headline = names[baseline] if baseline else rows[0], headline(rows)
-    change = analysis.class_accuracy(headline.matrix) - analysis.class_accuracy(against.matrix)
+    against, shown = names[baseline] if baseline else rows[0], headline(rows)
+    change = analysis.class_accuracy(shown.matrix) - analysis.class_accuracy(against.matrix)
     order = [int(k) for k in np.argsort(-change, kind="stable") if abs(change[k]) > 0.01]
     return {
-        "of": headline.name,
+        "of": shown.name,
         "against": against.name,
-        "classes": [[headline.table.classes[k], float(change[k])] for k in order],
+        "classes": [[shown.table.classes[k], float(change[k])] for k in order],
     }
 
 
 def difficulty(rows: list[Row], ranking: Row) -> dict[str, Any]:
-    """Mean class accuracy in bands of difficulty; `ranking` is a run that is not among `rows` and orders the classes."""
+    """Mean class accuracy in bands of difficulty; `ranking`, a run outside `rows`, orders the classes."""
     table = aligned(ranking.table, rows[0].table)
     accuracies = {row.name: analysis.class_accuracy(row.matrix) for row in rows}
     bands = analysis.difficulty_bands(analysis.class_accuracy(replace(ranking, table=table).matrix), accuracies)
     return {"ranked_by": ranking.name, "bands": bands}
 
 
-def _data_card(packed: Store) -> dict[str, Any]:
+def _data_card(packed: Store, splits: dict[str, NDArray]) -> dict[str, Any]:
     counts = {
         name: np.bincount(packed.labels[positions], minlength=len(packed.classes)).tolist()
-        for name, positions in sorted(packed.splits.items())
+        for name, positions in splits.items()
     }
     quartiles = np.percentile(packed.frames, [0, 25, 50, 75, 100]).tolist()
     return {

@@ -25,7 +25,8 @@ class Strict(BaseModel):
 class SampleData(Strict):
     """The embedded sample data."""
 
-    seed: int = Field(0, description="seed from which every clip follows, byte for byte")
+    seed: int = Field(0, ge=0, description="seed from which every clip follows, byte for byte")
+    clips: int | None = Field(None, gt=0, description="number of clips, spread over actions; empty: all of them")
 
 
 class Data(Strict):
@@ -71,7 +72,13 @@ class Recipe(Strict):
         "before", description="motion between raw neighbours (before sampling) or between sampled frames (after)"
     )
     persons: int | None = Field(None, gt=0, description="persons per clip; empty: the most that the data holds")
+    finish: Literal["coco_new"] | None = Field(
+        None, description="joints derived after augmentation: coco_new appends ProtoGCN's three to COCO's 17"
+    )
     augment: list[Options] = Field(default_factory=list, description="training augmentation, in order")
+    setting: Literal["released", "paper"] = Field(
+        "released", description="whose per-stream network options are the defaults: the released recipes' or the paper's"
+    )
     network: dict[str, Options] = Field(default_factory=dict, description="options per network name")
     streams: dict[Stream, StreamRecipe] = Field(default_factory=dict, description="what single streams change")
 

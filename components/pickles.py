@@ -85,6 +85,8 @@ class _Machine:
                 raise _Refused(f"uses the instruction {name}" + (f" ({argument!r:.80})" if argument else ""))
         if len(self.stack) != 1 or self.marks:
             raise ValueError("it ends in the middle of a value")
+        if self.content.tell() != len(self.content):
+            raise ValueError("more follows its end")
         return self.stack[0]
 
     def pop_mark(self, _: Any = None) -> list[Any]:

@@ -1,20 +1,18 @@
 """Raw files → one packed store, of which every stream is an exact view."""
 
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from components.files import staged_dir, write_json
 from components.params import Params
+from components.preparation import prepare_clips
 from components.readers import READERS
 from components.storage import dvc_md5
 from model.errors import UserError
-from model.prepare import PREPARATIONS
-from model.store import Clip, open_store, write_store
-from model.streams import STREAMS, stream_numpy
+from model.store import Store, open_store, write_store
+from model.streams import STREAMS, apply_stream
 
 
 def preprocess(params: Params, raw: Path, out: Path, materialise: str = "") -> None:
@@ -43,7 +41,7 @@ def preprocess(params: Params, raw: Path, out: Path, materialise: str = "") -> N
         store_folder = aside / "store"
         write_store(
             store_folder,
-            _prepared(params, source.clips, source.layout),
+            prepare_clips(source.clips, data.prepare, source.layout),
             layout=source.layout,
             classes=source.classes,
             splits=source.splits,
@@ -65,3 +63,13 @@ def preprocess(params: Params, raw: Path, out: Path, materialise: str = "") -> N
         f"{len(source.excluded)} set aside",
         file=sys.stderr,
     )
+
+
+def _materialised(store: Store, stream: str) -> np.ndarray:
+    """A stream of every clip, in the rows of the store; (rows, V, C) float32."""
+    rows = np.empty(store.joints.shape, np.float32)
+    for i in range(len(store)):
+        first = int(store.offset[i])
+        clip = apply_stream(store.clip(i), store.layout, stream, store.channels)
+        rows[first : first + clip.shape[0] * clip.shape[1]] = clip.reshape(-1, *clip.shape[2:])
+    return rows

@@ -5,11 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from components.environment import code_commit
 from components.files import read_json, staged_dir, write_bytes, write_json, write_text
 from components.findings import METRICS, difficulty, find, gather, positions_in
 from components.params import Params
-from components.splits import DEVELOPMENT, parts_of
+from components.splits import DEVELOPMENT, parts_of, scored_splits
 from model.errors import UserError
 from model.store import open_store
 
@@ -33,6 +36,7 @@ def report(
     """
     split = params.entry.split
     store = open_store(data)
+    parts = parts_of(store, params)
     lineage = {
         "dataset": params.dataset,
         "data": {"hash": store.data_hash, "source": store.meta["source"], "store version": store.meta["version"]},
@@ -46,8 +50,9 @@ def report(
         data,
         out,
         title=f"{params.dataset} {split.name}",
-        protocol=parts_of(store, params).description,
+        protocol=parts.description,
         split=split.test[0],
+        splits={"train": parts.train, **scored_splits(parts)},
         lineage=lineage,
         members=list(params.members),
         ensembles=list(params.ensembles),
@@ -65,6 +70,7 @@ def write_report(
     title: str,
     protocol: str,
     split: str,
+    splits: dict[str, NDArray],
     lineage: dict[str, Any],
     members: list[str],
     ensembles: list[str],
@@ -75,32 +81,32 @@ def write_report(
 
     runs: `<member>/train/{history,train}.json`, `<member>/scores/…`; fused: ensembles' tables and metrics;
     store: the packed store that was scored. `protocol` says in a sentence how the epoch was chosen and what was
-    tested; `split` is the test split reported, others that were scored are listed beside it; `lineage` holds nested
-    plain values. `baseline` and `ranked_by` as in `report`.
+    tested; `split` is the test split reported, others that were scored are listed beside it; `splits` are the parts
+    of the store that the run used, as positions; `lineage` holds nested plain values. `baseline` and `ranked_by` as
+    in `report`.
     Returns the numbers of `table.json`. Raises UserError as `report` does.
     """
     packed = open_store(store)
     rows = gather(runs, fused, split, members, ensembles)
     positions = positions_in(packed, rows[0].table, store)
+    histories = {name: read_json(runs / name / "train" / "history.json") for name in members}
     numbers = {
         "title": title,
         "protocol": protocol,
         "split": split,
-        **find(rows, packed, positions, baseline=baseline),
-        "training": {name: read_json(runs / name / "train" / "train.json") for name in members},
+        **find(rows, packed, positions, splits, baseline),
+        "training": {name: _cost(runs / name / "train", histories[name]) for name in members},
         "lineage": lineage,
     }
     if ranked_by in members:
         raise UserError(f"report: ranked_by {ranked_by!r} is itself compared; name a baseline outside the members")
     if ranked_by:
         numbers["difficulty"] = difficulty(rows, gather(runs, fused, split, [ranked_by], [])[0])
-    histories = {name: read_json(runs / name / "train" / "history.json") for name in members}
-
     # Drawing imports matplotlib, which a caller that reads the options must not pay for.
     from components.page import draw_figures, write_page
 
     with staged_dir(out) as aside:
-        drawn = draw_figures(numbers, rows, histories, packed)
+        drawn = draw_figures(numbers, rows, histories, {name: packed.frames[chosen] for name, chosen in splits.items()})
         drawn |= write_page(aside / "report.html", numbers, rows, packed, positions, drawn)
         for name, (_, png) in drawn.items():
             write_bytes(aside / "figures" / f"{name}.png", png)
@@ -108,6 +114,16 @@ def write_report(
         write_text(aside / "table.md", markdown(numbers))
         write_text(aside / "table.csv", comma_separated(numbers))
     return numbers
+
+
+def _cost(trained: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    """Facts of a training; what `train.json` does not say follows from the epochs."""
+    cost: dict[str, Any] = {"epochs": len(history)}
+    if history and "seconds" in history[0]:
+        cost["seconds"] = round(sum(entry["seconds"] for entry in history), 1)
+    if history and "samples_per_s" in history[0]:
+        cost["samples_per_s"] = round(float(np.median([entry["samples_per_s"] for entry in history])), 1)
+    return cost | read_json(trained / "train.json")
 
 
 def markdown(numbers: dict[str, Any]) -> str:

@@ -67,11 +67,11 @@ def _rise(clip: NDArray, upper: list[int], lower: list[int]) -> NDArray:
 def encode_clip(
     clip: NDArray, axes: list[tuple[int, int]], channels: list[str], max_frames: int = 64
 ) -> dict[str, Any]:
-    """Clip (M, T, V, C) as {"persons", "frames", "step", "dims", "data"}; empty persons are left out.
+    """Clip (M, T, V, C) as {"persons", "frames", "step", "dims", "box", "data"}; empty persons are left out.
 
     `data` is base64 of little-endian int16 [frame, person, joint, dimension], centred on the middle of the box that
     holds 98 % of the joints, whose larger side spans 2 * EXTENT. A joint that was not seen is MISSING: no body in
-    the frame, or score 0. Of longer clips every `step`-th frame is kept.
+    the frame, or score 0. `box` is half the extent of each dimension. Of longer clips every `step`-th frame is kept.
     """
     clip = np.asarray(clip, np.float32)
     seen = np.broadcast_to((clip != 0).any(axis=(2, 3))[..., None], clip.shape[:3])
@@ -93,6 +93,7 @@ def encode_clip(
         "frames": packed.shape[0],
         "step": step,
         "dims": packed.shape[3],
+        "box": ((high - low) / 2 * scale).round().astype(int).tolist(),
         "data": base64.b64encode(packed.tobytes()).decode(),
     }
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE_TAG = "sixstream.pipeline"
 MEMBER_TAG = "sixstream.member"
+ENSEMBLE_TAG = "sixstream.ensemble"
 LINK_TAG = "sixstream.link"
 PENDING = "pending:"  # stands for the id of a parent that the server could not make yet
 # Waiting belongs to the journal: MLflow's own seven retries hold a training step for minutes.
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
 }
 
@@ -131,16 +133,30 @@ class Tracker:
         parent: str | None = None,
         tags: dict[str, str] | None = None,
         system_metrics: bool = True,
-    ) -> Iterator["TrackedRun"]:
-        """The run with the content `key`, found or made.
+    ) -> Iterator[TrackedRun]:
+        """The run of a member with the content `key`, found or made; of the process itself with MLFLOW_RUN_ID set.
 
         It ends as FINISHED, as FAILED on an exception, as KILLED on an interrupt.
         """
         run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {})
+        with self._ended(run, system_metrics):
+            yield run
+
+    @contextmanager
+    def ensemble_run(
+        self, experiment: str, name: str, key: str, parent: str | None, tags: dict[str, str] | None = None
+    ) -> Iterator[TrackedRun]:
+        """The run of an ensemble, found or made; always a run of its own, since a process fuses several."""
+        run = self._tracked(experiment, ENSEMBLE_TAG, key, name, parent, tags or {})
+        with self._ended(run, system_metrics=False):
+            yield run
+
+    @contextmanager
+    def _ended(self, run: TrackedRun, system_metrics: bool) -> Iterator[None]:
         monitor = watch_machine(run) if system_metrics else None
         status = "FAILED"
         try:
-            yield run
+            yield
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -217,7 +233,7 @@ class Tracker:
 
     def _tracked(
         self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
-    ) -> "TrackedRun":
+    ) -> TrackedRun:
         header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
         header |= {"parent": parent, "tags": tags}
         if tag == MEMBER_TAG and os.environ.get("MLFLOW_RUN_ID"):

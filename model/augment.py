@@ -1,9 +1,9 @@
 """Random changes to a batch of joints, made before the stream is taken.
 
-Every function takes x (N, M, T, V, C) float32 and gives back a new tensor. One draw holds for a clip: all its persons
-and frames move together, so a motion stream may stack this frame and the next along T and augment both at once. The
-numbers come from `generator`; `draws` replaces them. A recipe lists the steps in order, as
-`[{"name": "rotate", "theta": 0.2}, {"name": "spatial_flip"}]`.
+Every function takes x (N, M, T, V, C) float32 and gives back a new tensor. One draw holds for a clip: all its
+persons and frames move together, so a motion stream may stack this frame and the next along T and augment both at
+once (`gaussian_noise` alone draws per frame). The numbers come from `generator`; `draws` replaces them. A recipe
+lists the steps in order, as `[{"name": "rotate", "theta": 0.2}, {"name": "spatial_flip"}]`.
 """
 
 import inspect
@@ -158,7 +158,7 @@ def part_drop(
     draws: (N,) uniform in [0, 1), below p drops; (N,) int64 number of the limb in `layout.parts`.
     """
     if not layout.parts:
-        raise UserError(f"augmentation 'part_drop' needs limbs, but layout '{layout.name}' names none: add 'parts'")
+        raise UserError(f"augmentation 'part_drop': layout '{layout.name}' names no limbs; add 'parts' to it")
     where = generator.device if generator is not None else x.device
     limbs = torch.zeros(len(layout.parts), layout.num_joints, dtype=torch.bool, device=x.device)
     for i, joints in enumerate(layout.parts.values()):
@@ -188,7 +188,7 @@ def check_augmentations(steps: Sequence[dict[str, Any]], layout: Layout) -> None
         name = step.get("name")
         if name not in AUGMENTATIONS:
             raise UserError(f"unknown augmentation {name!r}; augmentations: {', '.join(AUGMENTATIONS)}")
-        known = [key for key in list(inspect.signature(AUGMENTATIONS[name]).parameters)[1:]]
+        known = list(inspect.signature(AUGMENTATIONS[name]).parameters)[1:]
         options = [key for key in known if key not in _SURROUNDINGS]
         for key in step:
             if key != "name" and key not in options:

@@ -37,8 +37,8 @@ def network_card(
 ) -> dict[str, Any]:
     """What a published checkpoint says besides weights and epoch, as plain values.
 
-    `model`, `layout`, `in_channels` and `options` are create_model's; `recipe` says how clips are made for the
-    network; `classes` are the names of its outputs; `data_hash` is that of the training data.
+    `model`, `layout`, `in_channels` and `options` are create_model's; `recipe` says how clips are made for
+    the network; `classes` are the names of its outputs; `data_hash` is that of the training data.
     """
     return {
         "model": model,
@@ -121,4 +121,6 @@ def build_network(checkpoint: dict[str, Any], where: str = "checkpoint") -> nn.M
 
 def plain_state(net: nn.Module) -> dict[str, Tensor]:
     """A copy of the network's state on the CPU that later training steps do not change."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()
+    }

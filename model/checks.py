@@ -24,8 +24,8 @@ def check_labels(clips: Clips, num_classes: int, what: str) -> None:
 def check_training_clips(clips: Clips, num_classes: int, batch_size: int, seed: int) -> None:
     """Raise UserError when the training set cannot teach anything.
 
-    That is: labels out of range, fewer clips than a batch, only one class, NaN or infinite values, or a stream
-    that is zero in every clip looked at.
+    That is: labels out of range, fewer clips than a batch, only one class, NaN or infinite values, or a
+    stream that is zero in every clip looked at.
     """
     check_labels(clips, num_classes, "training")
     if len(clips) < batch_size:
@@ -46,7 +46,9 @@ def check_training_clips(clips: Clips, num_classes: int, batch_size: int, seed: 
         flawed = ~torch.isfinite(x).all(dim=1)
         if flawed.any():
             row = int(part[int(flawed.nonzero()[0])])
-            raise UserError(f"training set: sample {clips.ids[row]!r} holds NaN or infinite values; preprocess again")
+            raise UserError(
+                f"training set: sample {clips.ids[row]!r} holds NaN or infinite values; preprocess again"
+            )
         empty = empty and not bool(x.any())
     if empty:
         raise UserError(

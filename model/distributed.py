@@ -69,6 +69,20 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / size
 
 
+@torch.no_grad()
+def broadcast_state(net: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world()[1] > 1:
+        for tensor in (*net.parameters(), *net.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:

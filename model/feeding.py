@@ -1,7 +1,7 @@
 """From a recipe in plain values to the clips that train, validate or test a member.
 
 Training, evaluation and prediction all come through here, so that a served model sees what a trained one saw.
-A recipe is a dictionary with the keys `stream, clip_length, test_clips, sampler, difference, persons, augment`.
+A recipe is a dictionary with the keys `stream, clip_length, test_clips, sampler, difference, persons, finish, augment`.
 """
 
 from typing import Any
@@ -10,9 +10,6 @@ import numpy as np
 
 from model.clips import Clips
 from model.store import Store
-
-RECIPE_KEYS = ("stream", "clip_length", "test_clips", "sampler", "difference", "persons", "augment")
-
 
 def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> Clips:
     """Randomly sampled and augmented clips, one per sample."""
@@ -41,6 +38,7 @@ def _clips(
         num_clips=num_clips,
         sampler=recipe["sampler"],
         difference=recipe["difference"],
+        finish=recipe["finish"],
         augment=recipe["augment"] if training else [],
         training=training,
         device=device,

@@ -1,15 +1,15 @@
 """Layouts: what a skeleton's joints are, how they connect and which of them mirror each other.
 
-A layout is data, one JSON file. The shipped ones lie in `model/layouts/`; a user's own is a file in the same form,
-or in the short form `{"joints": [names], "parents": [index, -1 for the root]}`, from which the rest is derived.
-`openpose` is the table of PYSKL and MMAction2 (bones rooted at the nose), `openpose_protogcn` that of ProtoGCN
-(rooted at the neck).
+A layout is data, one JSON file. The shipped ones lie in `model/layouts/`; a user's own is a file in the same
+form, or in the short form `{"joints": [names], "parents": [index, -1 for the root]}`, from which the rest is
+derived: mirror and limbs from the prefixes `left_` and `right_`, centre and origin from the root. `openpose` is
+the table of PYSKL and MMAction2 (bones rooted at the nose), `openpose_protogcn` that of ProtoGCN (at the neck).
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ class Layout:
     """The skeleton of a data set.
 
     `edges` is the graph as (child, parent) pairs, "inward"; `bones[v]` is the joint subtracted from `v` in the
-    stream `bone` (the root: itself), which in released layouts is not always the graph's parent. `centre` is the
-    graph's centre. `mirror` is the permutation that exchanges left and right. `parts` are the limbs that part
-    drop may blank. `origin` is the joint that centring puts at zero. `score_mean` says, for `bone`, `kbone` and
-    `motion`, whether a third channel that holds a detection score is averaged over the two joints (frames) or
-    differenced as if it were a coordinate.
+    stream `bone` (the root: itself), in released layouts not always the graph's parent. `centre` is the graph's
+    centre. `mirror` is the permutation that exchanges left and right. `parts` are the limbs that part drop may
+    blank. `origin` is the joint that centring puts at zero. `score_mean` says, for `bone`, `kbone` and `motion`,
+    whether a third channel that holds a detection score is averaged over the two joints (frames) or differenced
+    as if it were a coordinate.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Layout:
     @property
     def kbones(self) -> tuple[int, ...]:
         """The grandparent of each joint (stream `kbone`, InfoGCN); itself where the parent is the root."""
-        root = self.root
-        return tuple(v if self.bones[v] == root else self.bones[self.bones[v]] for v in range(self.num_joints))
+        root, bones = self.root, self.bones
+        return tuple(v if bones[v] == root else bones[bones[v]] for v in range(self.num_joints))
 
 
 def load_layout(layout: "str | Path | Layout") -> Layout:
@@ -74,11 +74,11 @@ def load_layout(layout: "str | Path | Layout") -> Layout:
         return _shipped(str(layout))
     path = Path(layout)
     if not path.is_file():
-        raise UserError(f"layout '{layout}' is neither a file nor a shipped layout; shipped: {', '.join(LAYOUTS)}")
+        raise UserError(f"layout '{layout}' is no file and not shipped; shipped: {', '.join(LAYOUTS)}")
     return _read(path)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shipped(name: str) -> Layout:
     return _read(FOLDER / f"{name}.json")
 
@@ -89,7 +89,7 @@ def _read(path: Path) -> Layout:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); a layout is a JSON object") from error
     if isinstance(content, dict) and "bones" not in content:
-        content.setdefault("layout", path.stem)
+        content = {"layout": path.stem, **content}
     return layout_from_dict(content, str(path))
 
 
@@ -154,7 +154,7 @@ def _names(content: dict[str, Any], where: str) -> tuple[str, ...]:
         raise UserError(f"{where}: field 'joints' must be a list of joint names")
     doubled = sorted({name for name in joints if joints.count(name) > 1})
     if doubled:
-        raise UserError(f"{where}: field 'joints' names {', '.join(doubled)} more than once; names must be unique")
+        raise UserError(f"{where}: field 'joints' names {', '.join(doubled)} twice; names must be unique")
     return tuple(joints)
 
 
@@ -190,7 +190,7 @@ def _root_of_tree(bones: tuple[int, ...], joints: tuple[str, ...], key: str, whe
         while joint != roots[0]:
             joint, steps = bones[joint], steps + 1
             if steps > len(bones):
-                raise UserError(f"{where}: field '{key}': joint {v} ({joints[v]}) never reaches the root; cycle")
+                raise UserError(f"{where}: field '{key}' has a cycle: joint {v} ({joints[v]}) misses the root")
     return roots[0]
 
 
@@ -215,7 +215,7 @@ def _edges(
         reached |= fresh
     apart = [f"{v} ({name})" for v, name in enumerate(joints) if v not in reached]
     if apart:
-        raise UserError(f"{where}: field 'edges' is not connected: no path from joint 0 to {', '.join(apart)}")
+        raise UserError(f"{where}: field 'edges' is not connected: no way from joint 0 to {', '.join(apart)}")
     return tuple((child, parent) for child, parent in edges)
 
 
@@ -242,13 +242,13 @@ def _check_mirror(layout: Layout, where: str) -> None:
             )
         if mirror[layout.bones[v]] != layout.bones[mirror[v]]:
             raise UserError(
-                f"{where}: field 'mirror' pairs joint {v} ({name}) with {mirror[v]} ({joints[mirror[v]]}), but "
-                f"their bones start at joints that are no such pair; correct 'mirror' or the parents"
+                f"{where}: field 'mirror' pairs joint {v} ({name}) with {mirror[v]} ({joints[mirror[v]]}), "
+                f"but their bones start at joints that are no such pair; correct 'mirror' or the parents"
             )
     pairs = {frozenset(edge) for edge in layout.edges}
     for child, parent in layout.edges:
         if frozenset((mirror[child], mirror[parent])) not in pairs:
-            raise UserError(f"{where}: field 'mirror' sends the edge {child}-{parent} to two unconnected joints")
+            raise UserError(f"{where}: field 'mirror' takes the edge {child}-{parent} to unconnected joints")
 
 
 def _parts(content: dict[str, Any], where: str, joints: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -267,9 +267,7 @@ def _parts(content: dict[str, Any], where: str, joints: tuple[str, ...]) -> dict
 def _limb(part: str, joints: tuple[str, ...]) -> tuple[int, ...]:
     side, limb = part.split("_")
     return tuple(
-        v
-        for v, name in enumerate(joints)
-        if name.startswith(f"{side}_") and any(word in name for word in LIMBS[limb])
+        v for v, name in enumerate(joints) if name.startswith(f"{side}_") and any(word in name for word in LIMBS[limb])
     )
 
 

@@ -21,7 +21,7 @@ def keep_main_person(x: np.ndarray) -> np.ndarray:
     The main person is slot 0, unless another has strictly more non-empty frames; that one then changes places with
     slot 0. The originals refuse more than two persons. x: (M, T, V, C). Returns (M, kept frames, V, C).
     """
-    there = ~np.isclose(x, 0, rtol=0, atol=1e-8).all(axis=(2, 3))
+    there = _present(x)
     main = int(there.sum(axis=1).argmax())
     order = list(range(len(x)))
     order[0], order[main] = main, 0
@@ -48,7 +48,7 @@ def normalise_3d(
     x: (M, T, V, 3) metres. Returns (M, kept frames, V, 3): float64 if turned, else the precision of x. A sample of
     zeros comes back unchanged.
     """
-    if not x.any():
+    if not _present(x).any():
         return x
     x = keep_main_person(x)
     if centre:
@@ -63,6 +63,10 @@ def normalise_3d(
     return x
 
 
+def _present(x: np.ndarray) -> np.ndarray:
+    return ~np.isclose(x, 0, rtol=0, atol=1e-8).all(axis=(2, 3))
+
+
 def _turn(x: np.ndarray, vector: np.ndarray, target: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) @ rotation_between(vector, target).T
 
@@ -72,14 +76,13 @@ def rotation_between(vector: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Identity when the two are parallel. It is also identity when they are opposite: the originals do not turn round.
     """
-    vector = vector.astype(np.float64)
-    axis = np.cross(vector, target)
+    axis = np.cross(vector.astype(np.float64), target)
     if np.abs(axis).sum() < 1e-6 or np.abs(vector).sum() < 1e-6:
         return np.eye(3)
-    unit = axis / np.linalg.norm(axis)
-    cosine = np.clip(vector @ target / np.linalg.norm(vector), -1, 1)
+    # The originals normalise in the precision of the annotation, which for float16 moves the angle visibly.
+    cosine = np.clip((vector / np.linalg.norm(vector)).astype(np.float64) @ target, -1, 1)
     sine = np.sqrt(1 - cosine * cosine)
-    a, b, c = unit
+    a, b, c = axis / np.linalg.norm(axis)
     cross = np.array([[0, -c, b], [c, 0, -a], [-b, a, 0]])
     return np.eye(3) + sine * cross + (1 - cosine) * cross @ cross
 
@@ -96,7 +99,7 @@ def normalise_2d(
 
     mmaction2 maps the image to [-1, 1] in the precision of x, missing joints to (-1, -1). pyskl works in float32 and
     puts joints whose score is at most `threshold` to (0, 0); its mode "auto" maps the box round the other joints
-    instead, if both sides exceed 10 pixels.
+    (without scores: round all of them) instead, if both sides exceed 10 pixels.
 
     x: (M, T, V, 2 | 3), image_size: (height, width). Returns the same shape.
     """
@@ -107,7 +110,7 @@ def normalise_2d(
     x = x.astype(x.dtype if variant == "mmaction2" else np.float32)
     half = np.array(image_size[::-1], dtype=x.dtype) / 2
     middle = half
-    known = x[..., 2] > threshold if x.shape[-1] == 3 else (x[..., :2] != 0).any(axis=-1)
+    known = x[..., 2] > threshold if x.shape[-1] == 3 else np.ones(x.shape[:-1], dtype=bool)
     if mode == "auto":
         seen = x[..., :2][known]
         low, high = (seen.min(axis=0), seen.max(axis=0)) if len(seen) else (np.zeros(2), np.zeros(2))
@@ -135,7 +138,7 @@ def coco_to_coco_new(x: Any) -> Any:
     return torch.cat(joints, dim=-2)
 
 
-def filter_by_boxes(
+def filter_kinetics(
     valid: Sequence[dict[float, int]],
     total_frames: Sequence[int],
     *,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from model.errors import UserError
+
 
 def epoch_indices(
     count: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True
@@ -35,6 +37,8 @@ def class_specific_indices(
     down). Classes are gone through in the order they first appear, which decides the random stream. Returns int64.
     """
     labels = np.asarray(labels)
+    if labels.max() >= len(factors):
+        raise UserError(f"label {labels.max()} has no factor: give one per class, {labels.max() + 1} or more")
     generator = torch.Generator().manual_seed(seed + epoch)
     different, first = np.unique(labels, return_index=True)
     picked: list[np.ndarray] = []

@@ -72,9 +72,7 @@ def _spread(num_frames: int, clip_length: int, random: Any) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def test_frames(
-    num_frames: int, clip_length: int, num_clips: int, variant: str, seed: int = TEST_SEED
-) -> np.ndarray:
+def test_frames(num_frames: int, clip_length: int, num_clips: int, variant: str, seed: int = TEST_SEED) -> np.ndarray:
     """Frames of the test clips of a sample: (num_clips, clip_length) int64, read only.
 
     The originals reseed before every sample, so the frames depend on nothing but the sample's length.
@@ -117,6 +115,4 @@ def batch_frames(
     start, stop = step * frames // clip_length, (step + 1) * frames // clip_length
     segments = start + (u[:, :-1] * (stop - start)).long()
 
-    return torch.where(
-        frames < clip_length, wrapped, torch.where(frames < 2 * clip_length, gapped, segments)
-    )
+    return torch.where(frames < clip_length, wrapped, torch.where(frames < 2 * clip_length, gapped, segments))

@@ -19,14 +19,16 @@ def score_clips(
 ) -> np.ndarray:
     """Class probabilities (N, K) float32: softmax of every test clip, mean over a sample's clips ("prob").
 
-    `batch_size` counts network inputs, so ten test clips a sample make ten. Raises UserError naming samples whose
-    scores are not finite.
+    `batch_size` counts network inputs, so ten test clips a sample make ten. Raises UserError naming samples
+    whose scores are not finite.
     """
     scores = clip_logits(net, clips, batch_size, device, amp=amp).softmax(dim=-1).mean(dim=1).numpy()
     flawed = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(flawed):
         names = ", ".join(repr(clips.ids[row]) for row in flawed[:3])
-        raise UserError(f"{len(flawed)} samples ({names}) get NaN scores; the weights are spoilt, train again")
+        raise UserError(
+            f"{len(flawed)} samples ({names}) get NaN scores; the weights are spoilt, train again"
+        )
     return scores
 
 

@@ -1,7 +1,7 @@
 """Working checkpoints: what a stopped training needs to go on as if nothing had happened.
 
-A file is named `epoch-0007.<digest>.pt`. The digest in the name makes content and checksum appear in one rename; the
-former file stays until the new one has been read back.
+A file is named `epoch-0007.<digest>.pt`. The digest in the name makes content and checksum appear in one
+rename; the former file stays until the new one has been read back.
 """
 
 import fcntl
@@ -48,8 +48,8 @@ def save_working(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
 def load_working(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """The newest intact checkpoint in `folder`, or None.
 
-    Raises UserError showing the difference when it belongs to another fingerprint, that is to other settings, data
-    or code.
+    Raises UserError showing the difference when it belongs to another fingerprint, that is to other settings,
+    data or code.
     """
     for path in sorted(_checkpoints(folder), reverse=True):
         if not _intact(path):

@@ -17,7 +17,7 @@ from model.errors import UserError
 
 # verb → "module:function". Modules are imported only for the verb that runs: torch and mlflow cost seconds.
 VERBS = {
-    "sample-data": "components.sample_data:sample_data",
+    "sample-data": "components.sample_data:sample",
     "preprocess": "components.preprocess:preprocess",
     "train": "components.train:train",
     "evaluate": "components.evaluate:evaluate",

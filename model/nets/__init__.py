@@ -9,7 +9,7 @@ from torch import nn
 
 from model.errors import UserError
 from model.layouts import Layout, load_layout
-from model.nets.protogcn import ProtoGCN
+from model.nets.protogcn import PAPER, STREAM_DEFAULTS, ProtoGCN
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "protogcn": ProtoGCN,
@@ -36,3 +36,10 @@ def create_model(
             f"network {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}"
         )
     return NETWORKS[name](load_layout(layout), num_classes, in_channels, **options)
+
+
+def stream_options(name: str, stream: str, setting: str = "released") -> dict[str, Any]:
+    """Options in which a network's recipes differ by stream: the `released` values, or the `paper`'s single setting."""
+    if name != "protogcn":
+        return {}
+    return dict(PAPER if setting == "paper" else STREAM_DEFAULTS[stream])

@@ -15,6 +15,7 @@ from model.graph import adjacency
 from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import BRANCHES, Block, Branch, GraphNetwork, MultiScaleTemporal, Stage, plan_stages
+from model.nets.norm import BatchNorm
 
 # Released settings per stream, the same for every data set.
 STREAM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -48,16 +49,16 @@ class TopologyConv(nn.Module):
         # As released, of the `subsets` scales only the first is ever used; the others stay zero.
         self.alpha = nn.Parameter(torch.zeros(subsets)) if inter else None
         self.beta = nn.Parameter(torch.zeros(subsets)) if intra else None
-        self.pre = nn.Sequential(nn.Conv2d(stage.in_channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(True))
+        self.pre = nn.Sequential(nn.Conv2d(stage.in_channels, width, 1), BatchNorm(width), nn.ReLU(True))
         self.adapts = inter or intra
         if self.adapts:
             self.conv1 = nn.Conv2d(stage.in_channels, width, 1)
             self.conv2 = nn.Conv2d(stage.in_channels, width, 1)
         self.post = nn.Conv2d(width, stage.out_channels, 1)
-        self.bn = nn.BatchNorm2d(stage.out_channels)
+        self.bn = BatchNorm(stage.out_channels)
         self.down = (
             nn.Sequential(
-                nn.Conv2d(stage.in_channels, stage.out_channels, 1), nn.BatchNorm2d(stage.out_channels)
+                nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels)
             )
             if stage.in_channels != stage.out_channels
             else nn.Identity()
@@ -65,7 +66,8 @@ class TopologyConv(nn.Module):
 
     def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
-        value = self.pre(x).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
+        # The product with a topology per channel wants frames x joints together in memory.
+        value = self.pre(x).contiguous().unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
         graph = None
         if self.adapts:
             shared, tanh = self._compare_joints(x)
@@ -75,6 +77,7 @@ class TopologyConv(nn.Module):
             y = (value @ topology).flatten(1, 2)
         else:
             y = (value.flatten(2, 3) @ self.A).view_as(value).flatten(1, 2)
+        y = y.contiguous(memory_format=torch.channels_last)
         y = self.bn(self.post(y)) + self.down(x)
         return F.relu(y, inplace=True), graph
 
@@ -82,8 +85,8 @@ class TopologyConv(nn.Module):
         """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""
         # The projections are linear, so the mean over frames is taken before them instead of after.
         pooled = x.mean(2, keepdim=True)
-        q = self.conv1(pooled).squeeze(2).unflatten(1, (self.subsets, -1))  # (N, K, C, V)
-        k = self.conv2(pooled).squeeze(2).unflatten(1, (self.subsets, -1))
+        q = self.conv1(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))  # (N, K, C, V)
+        k = self.conv2(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
         tanh = None if self.alpha is None else (q[..., :, None] - k[..., None, :]).tanh_()
         if self.beta is None:
             return q.new_zeros(len(q), self.subsets, 1, q.shape[-1], q.shape[-1]), tanh
@@ -191,7 +194,7 @@ class ProtoGCN(GraphNetwork):
             width = len(topology) * int(subset_ratio * stages[-1].out_channels)
             self.prn = PrototypeReconstruction(width, num_prototypes, dropout) if prototypes else None
             self.post = nn.Conv2d(width, width, 1)
-            self.bn = nn.BatchNorm2d(width)
+            self.bn = BatchNorm(width)
             self.contrast = ClassContrast(layout.num_joints**2, num_classes)
 
     def features_and_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:

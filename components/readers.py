@@ -1,0 +1,113 @@
+"""Readers by name, and the reader of raw NTU RGB+D.
+
+A reader takes the path of raw files and returns a `Source`: checked clips with their layout, classes and splits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.annotations import read_annotations
+from components.source import Source, set_aside
+from model import ntu
+from model.errors import UserError
+from model.layouts import load_layout
+from model.store import Clip
+
+CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
+    "pyskl": ntu.convert_pyskl,
+    "mmaction2": ntu.convert_mmaction2,
+}
+FACTORS = ("subject", "camera", "setup")
+PARALLEL_FROM = 200  # files; fewer are read faster than processes start
+BLOCK = 2048  # files in flight, which bounds memory
+
+
+def read_ntu(
+    path: str | Path,
+    *,
+    strict: bool = False,
+    conversion: str = "pyskl",
+    actions: int = 120,
+    workers: int | None = None,
+) -> Source:
+    """Read a folder of `.skeleton` files, on all cores (or `workers` processes).
+
+    Clips on the published list of missing skeletons are left out. A broken file is set aside with its reason, or
+    ends the run if `strict`. Classes are the actions present, in the order of their numbers. `actions` (60 or 120)
+    is the data set, which decides the splits; `conversion` the tool whose choice of bodies is followed.
+
+    Raises UserError for a folder without clips, names that are not NTU's, and doubled names.
+    """
+    path = Path(path)
+    if conversion not in CONVERSIONS:
+        raise UserError(f"conversion '{conversion}' is not one of {', '.join(CONVERSIONS)}")
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; name the folder that holds the .skeleton files")
+    files = _files(path)
+    parts = {name: ntu.parse_name(name) for name in files}
+    of_data_set = [name for name in files if parts[name]["action"] <= actions]
+    missing = ntu.missing_names().intersection(of_data_set)
+    kept = [name for name in of_data_set if name not in missing]
+    if not kept:
+        raise UserError(f"{path}: holds no .skeleton file of actions 1 to {actions}; name another folder")
+    present = sorted({parts[name]["action"] for name in kept})
+    label = {action: position for position, action in enumerate(present)}
+    splits = {name: members for name, members in ntu.ntu_splits(kept, actions).items() if members}
+    excluded = [(name, "on the published list of missing skeletons") for name in sorted(missing)]
+
+    def clips() -> Iterator[Clip]:
+        read = partial(_read_skeleton, conversion=conversion)
+        results = _spread(read, [files[name] for name in kept], workers)
+        for name, (joints, reason) in zip(kept, results, strict=True):
+            if joints is not None:
+                factors = {factor: parts[name][factor] for factor in FACTORS}
+                yield Clip(name, label[parts[name]["action"]], joints, factors)
+            elif strict:
+                raise UserError(reason)
+            else:
+                set_aside(name, reason, splits, excluded)
+
+    classes = [ntu.action_names()[action - 1] for action in present]
+    return Source(clips(), load_layout("nturgb+d"), classes, splits, ["x", "y", "z"], excluded)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*.skeleton"), key=lambda file: (file.name, file)):
+        if file.stem in files:
+            raise UserError(f"{file}: the same clip lies at {files[file.stem]}; keep one of them")
+        files[file.stem] = file
+    return files
+
+
+def _read_skeleton(path: Path, conversion: str) -> tuple[np.ndarray | None, str]:
+    """Joints (M, T, 25, 3) float16, or None and the reason why not."""
+    try:
+        joints = CONVERSIONS[conversion](ntu.read_skeleton(path))
+    except UserError as error:
+        return None, str(error)
+    if not joints.any():
+        return None, f"{path.stem}: no body in any frame; leave the clip out"
+    return joints, ""
+
+
+def _spread(read: Callable[[Path], Any], paths: Sequence[Path], workers: int | None) -> Iterator[Any]:
+    """`map(read, paths)` over processes, with a bounded number of results ahead of the consumer."""
+    workers = workers or cpu_count() or 1
+    if workers == 1 or len(paths) <= PARALLEL_FROM:
+        yield from map(read, paths)
+        return
+    # Forking a process that has threads (torch, MLflow) can hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for start in range(0, len(paths), BLOCK):
+            yield from pool.map(read, paths[start : start + BLOCK], chunksize=32)
+
+
+READERS: dict[str, Callable[..., Source]] = {"ntu_raw": read_ntu, "annotations": read_annotations}

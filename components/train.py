@@ -1,0 +1,151 @@
+"""One member's training: the packed store and the parameters → best.pt, last.pt and the learning curve."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.files import staged_dir, write_json
+from components.params import Params
+from components.splits import parts_of
+from components.tracked import log_member_facts, member_key, member_run
+from model.errors import UserError
+from model.store import Store, open_store
+
+WORK = Path(".work") / "checkpoints"
+
+
+def train(params: Params, member: str, data: Path, out: Path, processes: int = 1) -> None:
+    """Train one member by the recipe of its dataset.
+
+    Writes `best.pt` and `last.pt`, `history.json` (a line an epoch) and `train.json` (facts of the training). Working
+    checkpoints lie in `.work/checkpoints/<key>`, the key hashing code, parameters and data: a killed training goes
+    on from there, and anything else starts anew.
+
+    Args:
+        params: the parameters.
+        member: name of the member in params.yaml.
+        data: folder of the packed store.
+        out: folder for the checkpoints and the curve.
+        processes: processes that share the batch, one per GPU (or CPU part) of this machine.
+
+    Raises:
+        UserError: data, labels or options with which training would be meaningless.
+    """
+    params.member(member)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        _torchrun(processes)
+        return
+    import torch
+
+    from model.distributed import init_from_env
+    from model.train import fit
+
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    rank, _ = init_from_env(device)
+    store = open_store(data)
+    job = prepare_job(params, member, store, device)
+    key = member_key(params, member, store.data_hash)
+    with contextlib.ExitStack() as stack:
+        if torch.distributed.is_initialized():
+            stack.callback(torch.distributed.destroy_process_group)
+        run = stack.enter_context(member_run(params, member, store)) if rank == 0 else None
+        if run is not None:
+            log_member_facts(run, params, member, store)
+        result = fit(
+            **job,
+            folder=WORK / key,
+            log=(lambda epoch, figures: run.log_metrics(figures, epoch)) if run is not None else None,
+            fingerprint={"code, parameters and data": key},
+        )
+        if rank == 0:
+            _publish(result, out)
+
+
+def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[str, Any]:
+    """Network, clips and settings of a member, as the arguments of `model.train.fit`."""
+    import torch
+
+    from model.checkpoint import network_card
+    from model.feeding import training_clips, validation_clips
+    from model.nets import create_model, stream_options
+    from model.settings import TrainSettings
+
+    spec, recipe = params.member(member), params.entry.recipe
+    parts = parts_of(store, params)
+    print(f"{member}: {parts.description}", file=sys.stderr)
+    feeding = {
+        "stream": spec.stream,
+        "clip_length": recipe.clip_length,
+        "test_clips": recipe.test_clips,
+        "sampler": recipe.sampler,
+        "difference": recipe.difference,
+        "persons": recipe.persons or int(store.persons.max()),
+        "finish": recipe.finish,
+        "augment": params.augmentation(member),
+    }
+    clips = training_clips(store, parts.train, feeding, device)
+    options = {**stream_options(spec.model, spec.stream, recipe.setting), **params.network_options(member)}
+    torch.manual_seed(spec.seed)
+    net = create_model(
+        spec.model,
+        layout=clips.layout,
+        num_classes=len(store.classes),
+        in_channels=clips.num_channels,
+        **options,
+    )
+    card = network_card(
+        spec.model,
+        layout=clips.layout,
+        in_channels=clips.num_channels,
+        options=options,
+        recipe=feeding,
+        classes=list(store.classes),
+        data_hash=store.data_hash,
+    )
+    settings = TrainSettings(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        base_batch=recipe.base_batch,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        accumulate=recipe.accumulate,
+        clip_grad=recipe.clip_grad,
+        label_smoothing=recipe.label_smoothing,
+        amp=recipe.amp,
+        seed=spec.seed,
+        deterministic=recipe.deterministic,
+        validate_every=recipe.validate_every,
+        repeats=recipe.repeats,
+    )
+    return {
+        "net": net.to(device),
+        "train": clips,
+        "dev": None if parts.select is None else validation_clips(store, parts.select, feeding, device),
+        "settings": settings,
+        "card": card,
+        "device": device,
+    }
+
+
+def _publish(result: Any, out: Path) -> None:
+    with staged_dir(out) as aside:
+        shutil.copyfile(result.best_path, aside / "best.pt")
+        shutil.copyfile(result.last_path, aside / "last.pt")
+        write_json(aside / "history.json", result.history)
+        write_json(aside / "train.json", {"best_epoch": result.best_epoch, "epochs": len(result.history)})
+
+
+def _torchrun(processes: int) -> None:
+    """The same command once per process; torchrun tells each its rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "pipeline.cli", *sys.argv[1:]]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    code = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
+    if code:
+        raise UserError(f"training in {processes} processes failed (exit code {code}); the message stands above")

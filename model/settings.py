@@ -1,0 +1,114 @@
+"""The settings of a training, checked, and what follows from them without a network: order of clips, rate, seeds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained. Raises UserError naming the field when a value makes no sense."""
+
+    epochs: int
+    batch_size: int  # clips per optimiser step, over all ranks
+    lr: float
+    seed: int
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4  # of every parameter, norms and topologies included, as the originals do
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()  # schedule "step": the rate is multiplied by gamma after these epochs
+    gamma: float = 0.1
+    repeats: int = 1  # passes over the training set in one epoch
+    base_batch: int | None = None  # the batch lr was chosen for: lr is scaled by batch_size / base_batch
+    accumulate: int = 1  # forward passes that share one optimiser step
+    clip_grad: float | None = None  # largest norm of the whole gradient
+    label_smoothing: float = 0.0
+    amp: bool = False  # bfloat16 autocast
+    sync_bn: bool = True  # batch norm over the batches of all ranks
+    deterministic: bool = True
+    validate_every: int = 1  # epochs
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "repeats", "accumulate", "validate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.batch_size < 2:
+            raise UserError("batch_size: 1 leaves batch norm nothing to average; take at least 2")
+        if self.lr <= 0 or not math.isfinite(self.lr):
+            raise UserError(f"lr: {self.lr} must be positive")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule: {self.schedule!r} is none of {', '.join(SCHEDULES)}")
+        if self.nesterov and self.momentum <= 0:
+            raise UserError("nesterov: needs a momentum above 0")
+        if self.base_batch is not None and self.base_batch < 1:
+            raise UserError(f"base_batch: {self.base_batch} must be at least 1")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise UserError(f"clip_grad: {self.clip_grad} must be positive")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+
+
+def _cosine(settings: TrainSettings, iteration: int, per_epoch: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * iteration / (settings.epochs * per_epoch)))
+
+
+def _step(settings: TrainSettings, iteration: int, per_epoch: int) -> float:
+    passed = sum(iteration >= milestone * per_epoch for milestone in settings.milestones)
+    return settings.gamma**passed
+
+
+def _constant(settings: TrainSettings, iteration: int, per_epoch: int) -> float:
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[TrainSettings, int, int], float]] = {
+    "cosine": _cosine,
+    "step": _step,
+    "constant": _constant,
+}
+
+
+def learning_rate(settings: TrainSettings, iteration: int, per_epoch: int) -> float:
+    """The rate of optimiser step `iteration` (from 0), with `per_epoch` steps an epoch; no warm-up.
+
+    Cosine falls to 0 over all epochs, step by step: 0.5 lr (1 + cos(pi i / I)).
+    """
+    base = settings.lr
+    if settings.base_batch is not None:
+        base *= settings.batch_size / settings.base_batch
+    return base * SCHEDULES[settings.schedule](settings, iteration, per_epoch)
+
+
+def epoch_batches(settings: TrainSettings, clips: int, epoch: int, ranks: int = 1) -> list[Tensor]:
+    """The rows of each optimiser step of `epoch` (from 0), over all ranks: a permutation from seed + epoch.
+
+    The order does not depend on the number of ranks. A last batch that is not full is kept, unless it holds a
+    single clip (batch norm cannot average one) or fewer clips than there are ranks.
+    """
+    generator = torch.Generator().manual_seed(settings.seed + epoch)
+    order = torch.randperm(clips * settings.repeats, generator=generator) % clips
+    batches = list(order.split(settings.batch_size))
+    if len(batches[-1]) < smallest_batch(ranks):
+        batches.pop()
+    return batches
+
+
+def smallest_batch(ranks: int) -> int:
+    """The fewest clips that one forward pass over all ranks can take."""
+    return max(2, ranks)
+
+
+def derived_seed(seed: int, epoch: int, step: int, stream: int) -> int:
+    """A seed for one step's randomness: stream 0 draws data, stream 1 + rank what the network draws (dropout).
+
+    Every step is seeded afresh, so a training that goes on after a stop needs no stored random states.
+    """
+    state = np.random.SeedSequence([seed, epoch, step, stream]).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))

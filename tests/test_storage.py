@@ -1,0 +1,134 @@
+"""Files fetched and put whole, and DVC's md5 computed as DVC does."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_s3 import serve_s3
+
+from components.storage import dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
+from model.errors import UserError
+
+
+def fill(folder: Path) -> Path:
+    """Files whose order differs between plain text and path parts, in several depths."""
+    for name in ("b.txt", "a/1.txt", "a-1.txt", "a.txt", "a/é ü.bin", ".hidden", "a/deep/er/x", "Z.txt"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * 3 + b"\r\n")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    with serve_s3() as (address, objects):
+        for name, value in {
+            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        yield objects
+
+
+def test_md5_and_remote_are_those_of_dvc(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    folder = fill(repository / "folder")
+    (repository / "file.bin").write_bytes(bytes(range(256)) * 5000)
+
+    def dvc(*arguments: str) -> None:
+        environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=repository, check=True, env=environment)
+
+    dvc("init", "--no-scm", "-q")
+    dvc("add", "-q", "folder", "file.bin")
+    for name in ("folder", "file.bin"):
+        recorded = re.search(r"md5: (\S+)", (repository / f"{name}.dvc").read_text())
+        assert recorded and dvc_md5(repository / name) == recorded[1]
+
+    dvc("remote", "add", "-q", "-d", "store", str(tmp_path / "remote"))
+    dvc("push", "-q")
+    for name in ("folder", "file.bin"):
+        md5 = dvc_md5(repository / name)
+        copy = fetch_dvc(str(tmp_path / "remote"), md5, tmp_path / f"copy-{name}")
+        assert dvc_md5(copy) == md5
+    assert (tmp_path / "copy-folder" / "a" / "é ü.bin").read_bytes() == (folder / "a" / "é ü.bin").read_bytes()
+
+
+def test_damaged_dvc_remote_leaves_nothing(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    source = fill(tmp_path / "folder")
+    md5 = dvc_md5(source)
+    with pytest.raises(UserError, match="no such file"):
+        fetch_dvc(str(remote), md5, tmp_path / "copy")
+
+    listing = b'[{"md5": "%s", "relpath": "../../escaped"}]' % file_md5(source / "a.txt").encode()
+    (tmp_path / "listing").write_bytes(listing)
+    hostile = file_md5(tmp_path / "listing")
+    put(tmp_path / "listing", dvc_object(str(remote), f"{hostile}.dir"))
+    put(source / "a.txt", dvc_object(str(remote), file_md5(source / "a.txt")))
+    with pytest.raises(UserError, match="outside its folder"):
+        fetch_dvc(str(remote), f"{hostile}.dir", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists() and not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize("scheme", ["path", "file"])
+def test_local_round_trip(tmp_path: Path, scheme: str) -> None:
+    source, to = fill(tmp_path / "source"), tmp_path / "a b" / "stored"
+    uri = to.as_uri() if scheme == "file" else str(to)
+    md5 = put(source, uri)
+    assert md5 == dvc_md5(source) == dvc_md5(to)
+    assert dvc_md5(fetch(uri, tmp_path / "back", md5)) == md5
+    assert put(source / "a.txt", f"{uri}.txt") == file_md5(fetch(f"{uri}.txt", tmp_path / "one.txt"))
+
+
+def test_s3_round_trip(tmp_path: Path, s3: dict[str, bytes]) -> None:
+    source = fill(tmp_path / "source")
+    md5 = put(source, "s3://bucket/some/folder")
+    assert s3["bucket/some/folder/a/é ü.bin"] == (source / "a" / "é ü.bin").read_bytes()
+    s3["bucket/some/folder-of-another"] = b"its name only begins alike"
+    assert dvc_md5(fetch("s3://bucket/some/folder", tmp_path / "back", md5)) == md5
+
+    one = put(source / "a.txt", "s3://bucket/one")
+    assert file_md5(fetch("s3://bucket/one", tmp_path / "one", one)) == one
+    with pytest.raises(UserError, match="s3://bucket/none: no such object"):
+        fetch("s3://bucket/none", tmp_path / "none")
+    with pytest.raises(UserError, match="s3://bucket/key"):
+        fetch("s3://bucket", tmp_path / "none")
+
+
+def test_s3_that_is_away_is_named(tmp_path: Path, s3: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
+        fetch("s3://bucket/key", tmp_path / "copy")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot be written"):
+        put(tmp_path / "file", "s3://bucket/key")
+
+
+def test_wrong_md5_leaves_what_was_there(tmp_path: Path) -> None:
+    source, kept = tmp_path / "source", tmp_path / "kept"
+    source.write_bytes(b"new")
+    kept.write_bytes(b"old")
+    with pytest.raises(UserError, match=r"source: has md5 \w+, not 0+"):
+        fetch(str(source), kept, "0" * 32)
+    assert kept.read_bytes() == b"old" and sorted(p.name for p in tmp_path.iterdir()) == ["kept", "source"]
+
+
+def test_matching_copy_is_not_fetched_again(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"same")
+    assert fetch("s3://no-such-server/key", kept, file_md5(kept)) == kept
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        dvc_md5(tmp_path / "none")
+    with pytest.raises(UserError, match="ftp://server/file"):
+        fetch("ftp://server/file", tmp_path / "copy")
+    with pytest.raises(UserError, match="no such file"):
+        fetch(str(tmp_path / "none"), tmp_path / "copy")
