@@ -35,11 +35,14 @@ types: $(INSTALLED)
 ui: $(INSTALLED)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
 
-# The same graph on a real annotation pickle: make real DATASET=florence3d [SPLIT=larp1] [JOBS=2], SIXSTREAM_DATA set.
+# The same graph on a real annotation pickle, SIXSTREAM_DATA set: make real DATASET=florence3d [SPLIT=larp1]
+# [PROTOCOL=development] [ONLY=protogcn-joint-s0,protogcn-bone-s0] [JOBS=2]. Small sets, so all of training is used.
 JOBS ?= 2
+PROTOCOL ?= last
 real: $(INSTALLED)
 	@test -n "$(DATASET)" || { echo "name a dataset: make real DATASET=florence3d" >&2; exit 2; }
-	@sixstream workspace --dataset $(DATASET) $(if $(SPLIT),--split $(SPLIT)) --jobs $(JOBS)
+	@sixstream workspace --dataset $(DATASET) --protocol $(PROTOCOL) --jobs $(JOBS) \
+	  $(if $(SPLIT),--split $(SPLIT)) $(if $(ONLY),--only $(ONLY))
 
 # Is the sample hard enough to tell things apart? Four data seeds, about 40 minutes.
 sample-study: $(INSTALLED)

@@ -105,7 +105,7 @@ def contributions(labels: NDArray, scores: Sequence[NDArray], weights: Sequence[
                 value[subset] = (total.argmax(axis=1) == labels).mean()
             return
         visit(member + 1, subset, total)
-        mine = scores[member] * np.float32(weights[member])
+        mine = scores[member] * np.float64(weights[member])  # in double precision, as fusing does
         visit(member + 1, subset | 1 << member, mine if total is None else total + mine)
 
     visit(0, 0, None)

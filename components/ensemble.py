@@ -30,13 +30,11 @@ def ensemble(params: Params, runs: Path, out: Path) -> None:
     with staged_dir(out) as aside:
         for name, spec in params.ensembles.items():
             weights = list(spec.members.values())
-            splits = [list(metrics["members"][m][metrics["members"][m]["chosen"]]) for m in spec.members]
+            chosen = {m: metrics["members"][m]["chosen"] for m in spec.members}
+            scored = [metrics["members"][m][which] for m, which in chosen.items()]
             entry: dict[str, Any] = {"members": dict(spec.members)}
-            for split in [s for s in splits[0] if all(s in other for other in splits)]:
-                tables = [
-                    load_table(_scores(runs, m) / f"{metrics['members'][m]['chosen']}-{split}.npz")
-                    for m in spec.members
-                ]
+            for split in [s for s in scored[0] if s != "epoch" and all(s in other for other in scored)]:
+                tables = [load_table(_scores(runs, m) / f"{which}-{split}.npz") for m, which in chosen.items()]
                 fused = fuse(tables, weights, name)
                 save_table(aside / name / f"{split}.npz", fused)
                 entry[split] = summary(fused)

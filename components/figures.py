@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -27,9 +28,9 @@ DARK = {
 SERIES = ("s0", "s1", "s2", "s3", "s4", "s5")
 DASHES = ("-", "--", ":", "-.")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-    "font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none",
+    "font.family": "DejaVu Sans", "text.parse_math": False, "font.size": 9, "svg.fonttype": "none",
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.titlecolor": LIGHT["ink"],
     "xtick.color": LIGHT["muted"], "ytick.color": LIGHT["muted"], "axes.edgecolor": LIGHT["line"],
@@ -92,7 +93,7 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(row["test"]["mean_class"], place - 0.26, "^", color=LIGHT["warn"], markersize=4)
     axes.plot([], [], "o", color=LIGHT["muted"], label="top-1, 95 %")
     axes.plot([], [], "^", color=LIGHT["warn"], markersize=4, label="mean class")
-    axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -103,7 +104,7 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def contribution(part: Mapping[str, Any]) -> Figure:
     """Shapley values, and what is lost without each member, for one ensemble."""
-    names = part["members"]
+    names = part["labels"]
     figure, (left, right) = _new(5.2, 0.95 + 0.33 * len(names), ncols=2, sharey=True)
     places = np.arange(len(names))[::-1]
     left.barh(places, part["shapley"], height=0.6, color=[style(i)["color"] for i in range(len(names))])
@@ -176,7 +177,7 @@ def class_changes(changes: Sequence[tuple[str, float]], title: str) -> Figure:
     axes.set_yticks(places, [name for name, _ in changes], fontsize=7.5)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "0")
     axes.set_xlabel("percentage points")
     axes.set_title(title)
     return figure
@@ -263,15 +264,18 @@ def skeleton_strip(clips: Sequence[tuple[str, NDArray]], layout: Mapping[str, An
     extents = np.array([np.nanmax(clip, axis=(0, 1, 2)) - np.nanmin(clip, axis=(0, 1, 2)) for _, clip in clips])
     width, height = 1.1 * float(extents[:, 0].max()), float(extents[:, 1].max())
     row_height = min(1.5, 9.0 / frames * height / width)
-    figure, axes = _new(9.0, (row_height + 0.3) * len(clips), nrows=len(clips), squeeze=False)
+    across = max(4.0, row_height / height * width * frames)
+    figure, axes = _new(across, (row_height + 0.3) * len(clips), nrows=len(clips), squeeze=False)
     colours = {-1: LIGHT["s0"], 0: LIGHT["ink"], 1: LIGHT["s1"]}
+    child, parent = np.array(layout["edges"]).T
+    shades = [colours[layout["sides"][joint]] for joint in child]
     for row, (title, clip) in zip(axes[:, 0], clips, strict=True):
-        for place, t in enumerate(np.linspace(0, len(clip) - 1, frames).round().astype(int)):
-            for person in clip[t]:
-                for child, parent in layout["edges"]:
-                    side = layout["sides"][child]
-                    ends = person[[child, parent]]
-                    row.plot(ends[:, 0] + place * width, ends[:, 1], color=colours[side], linewidth=1.1)
+        bodies = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int), ..., :2]
+        bodies = bodies + np.array([width, 0]) * np.arange(frames)[:, None, None, None]
+        lines = np.stack([bodies[..., child, :], bodies[..., parent, :]], axis=-2)  # frame, person, bone, end, xy
+        repeated = shades * (lines.shape[0] * lines.shape[1])
+        row.add_collection(LineCollection(list(lines.reshape(-1, 2, 2)), colors=repeated, linewidths=1.1))
+        row.autoscale_view()
         row.set_title(title, fontsize=8)
         row.set_aspect("equal")
         row.axis("off")

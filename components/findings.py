@@ -90,10 +90,11 @@ def gather(runs: Path, fused: Path, split: str, members: list[str], ensembles: l
         if name not in known:
             raise UserError(f"{fused / 'metrics.json'}: holds no ensemble {name!r}; run `sixstream ensemble`")
         entry = dict(known[name])
-        weights = entry.pop("members")
-        unknown = [member for member in weights if member not in members]
+        given = entry.pop("members")
+        unknown = [member for member in given if member not in members]
         if unknown:
             raise UserError(f"ensemble {name!r}: member {unknown[0]!r} is not among the members reported; name it")
+        weights = {member: given[member] for member in members if member in given}
         table = load_table(fused / name / f"{split}.npz")
         rows.append(Row(name, "ensemble", table, {"fused": _splits(entry)}, "fused", weights))
     for position, row in enumerate(rows):
@@ -123,6 +124,21 @@ def positions_in(packed: Store, table: ScoreTable, where: Path) -> NDArray:
     return np.array([place[sample] for sample in table.ids])
 
 
+def labels_of(names: list[str]) -> dict[str, str]:
+    """Name -> what a page calls it: the dash-separated parts that all of several names share at either end left out.
+
+    protogcn-joint-s0, protogcn-bone-s0 become joint, bone.
+    """
+    parts = [name.split("-") for name in names]
+    shortest = min(len(part) for part in parts)
+    same = [len({part[i] for part in parts}) == 1 for i in range(shortest)]
+    begin = same.index(False) if False in same else 0
+    same = [len({part[-1 - i] for part in parts}) == 1 for i in range(shortest - begin)]
+    end = same.index(False) if False in same else 0
+    short = ["-".join(part[begin : len(part) - end]) for part in parts]
+    return dict(zip(names, short if all(short) and len(set(short)) == len(names) else names, strict=True))
+
+
 def headline(rows: list[Row]) -> Row:
     """The row that the page opens with: the widest ensemble, a choice that does not look at the test split."""
     return max(rows, key=lambda row: len(row.weights))
@@ -139,10 +155,14 @@ def _score_numbers(rows: list[Row], groups: NDArray) -> dict[str, Any]:
             names, weights = list(row.weights), list(row.weights.values())
             parts[row.name] = analysis.contributions(labels, [scores[name] for name in names], weights)
             for left in names:
-                rest = sum(np.float32(row.weights[name]) * scores[name] for name in names if name != left)
-                scores[f"{row.name} without {left}"] = rest
+                rest = [np.float64(row.weights[name]) * scores[name] for name in names if name != left]
+                scores[f"{row.name} without {left}"] = np.sum(rest, axis=0).astype(np.float32)
     drawn = analysis.resample(labels, scores, groups)
     independent = len(np.unique(groups))
+    members = [row.name for row in rows if row.kind == "member"]
+    called = {name: name for name in scores} | labels_of(members)
+    if len({called[row.name] for row in rows}) < len(rows):  # an ensemble has a member's short name
+        called = {name: name for name in scores}
     overview = []
     for row in rows:
         found = summary(row.table)
@@ -150,6 +170,7 @@ def _score_numbers(rows: list[Row], groups: NDArray) -> dict[str, Any]:
         overview.append(
             {
                 "name": row.name,
+                "label": called[row.name],
                 "kind": row.kind,
                 "members": row.weights,
                 "checkpoint": row.chosen,
@@ -173,6 +194,7 @@ def _score_numbers(rows: list[Row], groups: NDArray) -> dict[str, Any]:
             {
                 "name": row.name,
                 "members": names,
+                "labels": [called[name] for name in names],
                 "weights": list(row.weights.values()),
                 **part,
                 "lost": [part["fused"] - without for without in part["without"]],

@@ -37,8 +37,8 @@ TRAINING_COLUMNS = [
 ]
 CURVES = {
     "train/loss": "Training loss",
-    "dev/loss": "Development loss",
-    "dev/top1": "Development top-1",
+    "dev/loss": "Loss on the split that chooses the epoch",
+    "dev/top1": "Top-1 on the split that chooses the epoch",
     "train/contrast": "Contrastive loss",
 }
 
@@ -58,12 +58,14 @@ def draw_figures(
     classes, shown = numbers["classes"], headline(rows)
     counts = {name: np.array(values) for name, values in numbers["data"]["splits"].items()}
     low, high = analysis.wilson(np.diag(shown.matrix), shown.matrix.sum(axis=1))
+    called = {row["name"]: row["label"] for row in numbers["rows"]}
     calibration = next(row["calibration"] for row in numbers["rows"] if row["name"] == shown.name)
+    histories = {called[name]: history for name, history in histories.items()}
     drawings: dict[str, Callable[[], Figure]] = {
         "accuracy": partial(figures.accuracy, numbers["rows"]),
         "confusion": partial(figures.confusion, shown.matrix, classes),
         "per_class": partial(figures.per_class, classes, analysis.class_accuracy(shown.matrix), low, high),
-        "reliability": partial(figures.reliability, calibration, shown.name),
+        "reliability": partial(figures.reliability, calibration, called[shown.name]),
         "clip_lengths": partial(figures.lengths, frames),
         "class_counts": partial(figures.class_counts, classes, counts),
     }
@@ -71,9 +73,9 @@ def draw_figures(
         drawings[f"contribution_{part['name']}"] = partial(figures.contribution, part)
     changes = numbers["changes"]
     if changes["classes"]:
-        heading = f"{changes['of']} against {changes['against']}: changes over 1 point"
+        heading = f"{called[changes['of']]} against {called[changes['against']]}: changes over 1 point"
         drawings["class_changes"] = partial(figures.class_changes, changes["classes"], heading)
-    best = {name: train.get("best_epoch") for name, train in numbers["training"].items()}
+    best = {called[name]: train.get("best_epoch") for name, train in numbers["training"].items()}
     for key, title in CURVES.items():
         if any(entry.get(key) is not None for history in histories.values() for entry in history):
             drawings[f"curve_{key.replace('/', '_')}"] = partial(figures.curves, histories, key, title, best)
@@ -84,13 +86,14 @@ def write_page(
     path: Path, numbers: dict[str, Any], rows: list[Row], packed: Store, positions: NDArray, drawn: Drawn
 ) -> Drawn:
     """Write the page; returns the figure of the confused pairs' key frames, where there are any."""
-    clips = _clips(numbers, headline(rows), packed, positions)
-    strips = _strips(numbers, clips, packed.layout.num_joints)
+    called = {row["name"]: row["label"] for row in numbers["rows"]}
+    shown = next(row for row in numbers["rows"] if row["name"] == numbers["headline"])
+    clips = _clips(shown["confused"], headline(rows), packed, positions)
     payload = {
         "classes": numbers["classes"],
         "headline": numbers["headline"],
-        "rows": [_counts(row) for row in rows],
-        "pairs": next(row["confused"] for row in numbers["rows"] if row["name"] == numbers["headline"]),
+        "rows": [{**_counts(row), "label": called[row.name]} for row in rows],
+        "pairs": shown["confused"],
         **clips,
     }
     environment = jinja2.Environment(
@@ -98,13 +101,14 @@ def write_page(
     )
     environment.filters |= {"percent": _percent, "span": _span, "amount": _amount, "flat": _flat}
     template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
+    scored = {split for row in numbers["rows"] for split in row["by_checkpoint"][row["checkpoint"]]}
     html = template.render(
         numbers=numbers,
-        shown=next(row for row in numbers["rows"] if row["name"] == numbers["headline"]),
+        shown=shown,
         figures={name: Markup(svg) for name, (svg, _) in drawn.items()},
-        other_splits=sorted({split for row in numbers["rows"] for split in row["by_checkpoint"][row["checkpoint"]]}
-                            - {numbers["split"]}),
+        other_splits=sorted(scored - {numbers["split"]}),
         development=DEVELOPMENT,
+        called=called,
         training_columns=[
             column for column in TRAINING_COLUMNS if any(column[0] in train for train in numbers["training"].values())
         ],
@@ -114,9 +118,9 @@ def write_page(
         scripts=Markup("\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)),
         # Inside a script element only "</" and "<!--" could end the data; JSON may escape the bracket.
         payload=Markup(json.dumps(payload, separators=(",", ":"), sort_keys=True).replace("<", "\\u003c")),
-    )  # fmt: skip
+    )
     write_text(path, html)
-    return strips
+    return _strips(shown["confused"], numbers["classes"], clips, packed.layout.num_joints)
 
 
 def _counts(row: Row) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def _counts(row: Row) -> dict[str, Any]:
     return {"name": row.name, "cells": cells, "order": analysis.similar_order(matrix)}
 
 
-def _clips(numbers: dict[str, Any], row: Row, packed: Store, positions: NDArray) -> dict[str, Any]:
+def _clips(pairs: list[dict[str, Any]], row: Row, packed: Store, positions: NDArray) -> dict[str, Any]:
     """Clips to show: of each class the surest right one, of each confused pair the surest mistakes."""
     table = row.table
     share = table.scores / np.maximum(table.scores.sum(axis=1, keepdims=True), 1e-12)
@@ -137,7 +141,7 @@ def _clips(numbers: dict[str, Any], row: Row, packed: Store, positions: NDArray)
         found = np.flatnonzero(mask)
         return found[np.argsort(-sure[found], kind="stable")][:many].tolist()
 
-    pairs = next(r["confused"] for r in numbers["rows"] if r["name"] == row.name)[:PAIRS_WITH_CLIPS]
+    pairs = pairs[:PAIRS_WITH_CLIPS]
     for pair in pairs:
         for true, taken in ((pair["a"], pair["b"]), (pair["b"], pair["a"])):
             wanted += surest((table.labels == true) & (predicted == taken), MISTAKES)
@@ -154,10 +158,8 @@ def _clips(numbers: dict[str, Any], row: Row, packed: Store, positions: NDArray)
     return {"clips": shown, "layout": describe_layout(packed.layout)}
 
 
-def _strips(numbers: dict[str, Any], clips: dict[str, Any], joints: int) -> Drawn:
+def _strips(pairs: list[dict[str, Any]], classes: list[str], clips: dict[str, Any], joints: int) -> Drawn:
     """Key frames of the most confused pairs: a mistaken clip above a right one of the class it was taken for."""
-    classes = numbers["classes"]
-    pairs = next(row["confused"] for row in numbers["rows"] if row["name"] == numbers["headline"])
     rows = []
     for pair in pairs[:STRIP_PAIRS]:
         first = (pair["a"], pair["b"]) if pair["a_as_b"] else (pair["b"], pair["a"])

@@ -25,7 +25,7 @@ CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
     "mmaction2": ntu.convert_mmaction2,
 }
 FACTORS = ("subject", "camera", "setup")
-PARALLEL_FROM = 200  # files; fewer are read faster than processes start
+PARALLEL_FROM = 1000  # files; fewer are read before processes have started
 BLOCK = 2048  # files in flight, which bounds memory
 
 

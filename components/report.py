@@ -131,7 +131,7 @@ def markdown(numbers: dict[str, Any]) -> str:
     lines = [
         f"# {numbers['title']}",
         "",
-        f"Protocol: {numbers['protocol']}. Split `{numbers['split']}`, {numbers['rows'][0]['test']['count']} clips.",
+        f"Protocol {numbers['protocol']}. Split `{numbers['split']}`, {numbers['rows'][0]['test']['count']} clips.",
         "",
         "| | checkpoint | top-1 % | 95 % | top-5 % | mean class % | dev top-1 % |",
         "|---|---|---|---|---|---|---|",

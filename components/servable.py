@@ -1,6 +1,7 @@
 """Bundles as MLflow models: logged with their code and requirements, registered, and fetched again."""
 
 import importlib.metadata
+import json
 import shutil
 import tempfile
 import time
@@ -14,6 +15,7 @@ from components.storage import local_path
 from model.errors import UserError
 
 CONTENT_TAG = "sixstream.content"
+VERSIONS_TAG = "mlflow.modelVersions"
 REQUIREMENTS = ("torch", "numpy", "mlflow", "pydantic", "pyyaml")
 PACKAGES = (model, components)
 
@@ -89,6 +91,10 @@ def register_model(client: Any, name: str, model_id: str, key: str, tags: dict[s
         )
         made = True
         _await_ready(client, name, str(version.version))
+        # From this tag the page of a logged model knows its versions; MLflow's own client writes it alike.
+        known = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        known.append({"name": name, "version": str(version.version)})
+        client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(known)})
     return str(version.version), made
 
 

@@ -70,13 +70,14 @@ def encode_clip(
     """Clip (M, T, V, C) as {"persons", "frames", "step", "dims", "box", "data"}; empty persons are left out.
 
     `data` is base64 of little-endian int16 [frame, person, joint, dimension], centred on the middle of the box that
-    holds 98 % of the joints, whose larger side spans 2 * EXTENT. A joint that was not seen is MISSING: no body in
-    the frame, or score 0. `box` is half the extent of each dimension. Of longer clips every `step`-th frame is kept.
+    holds 98 % of the joints, whose larger side spans 2 * EXTENT; `box` is half the extent of each dimension. A joint
+    that was not seen is MISSING: no body in the frame, or score 0 and far from the body. Of longer clips every
+    `step`-th frame is kept.
     """
     clip = np.asarray(clip, np.float32)
     seen = np.broadcast_to((clip != 0).any(axis=(2, 3))[..., None], clip.shape[:3])
     if "score" in channels:
-        seen = seen & (clip[..., channels.index("score")] > 0)
+        seen = seen & _plausible(clip[..., :2], clip[..., channels.index("score")] > 0)
     present = seen.any(axis=(1, 2))
     clip, seen = clip[present], seen[present]
     step = -(-clip.shape[1] // max_frames)
@@ -96,6 +97,17 @@ def encode_clip(
         "box": ((high - low) / 2 * scale).round().astype(int).tolist(),
         "data": base64.b64encode(packed.tobytes()).decode(),
     }
+
+
+def _plausible(places: NDArray, scored: NDArray) -> NDArray:
+    """(M, T, V) joints to draw: those with a score, and hidden ones whose estimate lies by the body of the frame.
+
+    Annotators place hidden joints with care; detectors leave them in the image's corner.
+    """
+    low = np.where(scored[..., None], places, np.inf).min(axis=2, keepdims=True)
+    high = np.where(scored[..., None], places, -np.inf).max(axis=2, keepdims=True)
+    margin = np.maximum(high - low, 0).max(axis=-1, keepdims=True) / 2
+    return scored | ((places >= low - margin) & (places <= high + margin)).all(axis=-1)
 
 
 def decode_clip(encoded: dict[str, Any], joints: int) -> NDArray:

@@ -10,6 +10,7 @@ Only rank 0 of a distributed job tracks. MLflow is imported on first use, becaus
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,19 +60,23 @@ def connect(workspace: str | Path) -> "Tracker":
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
-    client = mlflow.MlflowClient()
-    if uri.startswith("sqlite:"):
-        with locked(workspace / ".work" / "tracking.lock"):
-            try:
-                client.search_experiments(max_results=1)
-            except Exception as error:
-                raise UserError(
-                    f"{uri}: the tracking database cannot be opened ({error}); "
-                    "restore or remove the file, or set MLFLOW_TRACKING_URI"
-                ) from None
-    return Tracker(workspace, uri, client)
+    # MLflow writes it into the environment, where the next workspace would take it for the user's choice.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if given is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = given
+    if not uri.startswith("sqlite:"):
+        return Tracker(workspace, uri, mlflow.MlflowClient())
+    # The client makes the tables when it opens a new file, and two processes at that at once spoil it.
+    with locked(workspace / ".work" / "tracking.lock"):
+        try:
+            return Tracker(workspace, uri, mlflow.MlflowClient())
+        except Exception as error:
+            raise UserError(
+                f"{uri}: the tracking database cannot be opened ({brief(error)}); "
+                "restore or remove the file, or set MLFLOW_TRACKING_URI"
+            ) from None
 
 
 @dataclass
@@ -244,7 +249,7 @@ class Tracker:
 
 
 def sync(workspace: str | Path) -> dict[str, int]:
-    """Deliver everything that waits in the workspace: key of the run -> lines delivered.
+    """Deliver everything that waits in the workspace, and say how much: key of the run -> lines delivered.
 
     Raises UserError when the server still cannot be reached; what was not delivered stays.
     """
@@ -258,4 +263,5 @@ def sync(workspace: str | Path) -> dict[str, int]:
                 f"{tracker.uri}: cannot be reached ({brief(error)}); "
                 f"{path} waits: start the server and sync again"
             ) from None
+    print(f"{tracker.uri}: {sum(delivered.values())} lines of {len(delivered)} runs delivered", file=sys.stderr)
     return delivered

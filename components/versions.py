@@ -9,7 +9,16 @@ import components
 import model
 
 # Science and the components that compute; a change in reports or tracking retrains nothing.
-COMPUTING = ("train.py", "splits.py", "preprocess.py", "readers.py")
+COMPUTING = (
+    "train.py",
+    "splits.py",
+    "preprocess.py",
+    "preparation.py",
+    "readers.py",
+    "annotations.py",
+    "source.py",
+    "pickles.py",
+)
 
 
 def code_version() -> str:

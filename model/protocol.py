@@ -49,7 +49,7 @@ def development_split(
         raise UserError(f"development factor '{factor}' is not known of every clip (known: {known}); use 'none'")
     else:
         held, words = _grouped(store.factors[factor][train_positions], factor, labels, share, random)
-    description = f"{words} ({held.sum()} of {len(held)} training clips)"
+    description = f"{words}{held.sum()} of {len(held)} training clips)"
     return train_positions[~held], train_positions[held], description
 
 
@@ -76,7 +76,7 @@ def _grouped(
         )
     names = ", ".join(str(values[g]) for g in sorted(chosen))
     plural = "s" if len(chosen) > 1 else ""
-    return np.isin(group, chosen), f"{factor}{plural} {names} of {len(values)}"
+    return np.isin(group, chosen), f"{factor}{plural} {names} ({len(chosen)} of {len(values)}; "
 
 
 def _stratified(labels: np.ndarray, share: float, random: np.random.RandomState) -> tuple[np.ndarray, str]:
@@ -91,4 +91,4 @@ def _stratified(labels: np.ndarray, share: float, random: np.random.RandomState)
     held[order] = rank < quota
     if not held.any():
         raise UserError("no development clips: every class has a single training clip; turn the split off")
-    return held, "a share of every class"
+    return held, "a share of every class ("

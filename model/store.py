@@ -121,9 +121,7 @@ def write_store(
                 if clip.id in ids:
                     raise UserError(f"sample {clip.id}: the id occurs twice; ids must be unique")
                 if not 0 <= clip.label < len(classes):
-                    raise UserError(
-                        f"sample {clip.id}: label {clip.label} is out of range for {len(classes)} classes"
-                    )
+                    raise UserError(f"sample {clip.id}: label {clip.label} is out of range for {len(classes)} classes")
                 joints = _checked(clip, row_shape, dtype)
                 ids[clip.id] = len(ids)
                 labels.append(int(clip.label))
@@ -174,9 +172,7 @@ def open_store(folder: str | Path) -> Store:
     try:
         meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if meta["version"] != VERSION:
-            raise UserError(
-                f"{folder}: store version {meta['version']} is not {VERSION}; preprocess the data again"
-            )
+            raise UserError(f"{folder}: store version {meta['version']} is not {VERSION}; preprocess the data again")
         joints = np.load(folder / "joints.npy", mmap_mode="c", allow_pickle=False)
         index = np.load(folder / "index.npy", allow_pickle=False)
         size_file = folder / "image_size.npy"
@@ -257,8 +253,7 @@ def _positions(name: str, members: Sequence[str], ids: Mapping[str, int]) -> np.
     unknown = [member for member in members if member not in ids]
     if unknown:
         raise UserError(
-            f"split '{name}': names {len(unknown)} unknown ids, first {unknown[0]}; "
-            "correct the split or add the clips"
+            f"split '{name}': names {len(unknown)} unknown ids, first {unknown[0]}; correct the split or add the clips"
         )
     positions = np.array([ids[member] for member in members], np.int64)
     if len(np.unique(positions)) != len(positions):
@@ -306,7 +301,8 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 def _staged(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` on success and vanishes on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "store.json").is_file():
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "store.json").is_file():
         raise UserError(f"{folder}: exists and is not a packed store; choose another folder")
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     umask = os.umask(0)

@@ -8,8 +8,8 @@ byte, on every machine: see `synthetic_body` for how.
 import numpy as np
 
 from model.ntu import RawClip, parse_name
-from model.synthetic_actions import _LOOSE, ACTIONS, Actor, Style, Take
-from model.synthetic_body import BONES, DOF, NUM_DOFS, apply, joint_positions, product, rotation
+from model.synthetic_actions import ACTIONS, LOOSE, Actor, Style, Take
+from model.synthetic_body import BONES, NUM_DOFS, apply, joint_positions, product, rotation
 
 SUBJECTS = tuple(range(1, 17))  # ten of them train in NTU's X-Sub protocol, six test
 CAMERAS = (1, 2, 3)
@@ -22,9 +22,9 @@ _SETUPS = {1: (1.35, 3.3), 2: (1.75, 2.8)}
 _FIRST_ID = 72057594037900000
 
 # Standard deviation of a joint's slow and quick error, metres at 3 m.
-_ERROR = np.full(25, 0.009)
-_ERROR[[5, 6, 9, 10, 13, 14, 17, 18]] = 0.013
-_ERROR[[7, 11, 15, 19, 21, 22, 23, 24]] = 0.018
+_ERROR = np.full(25, 0.006)
+_ERROR[[5, 6, 9, 10, 13, 14, 17, 18]] = 0.009
+_ERROR[[7, 11, 15, 19, 21, 22, 23, 24]] = 0.012
 _LIMBS = (5, 6, 7, 9, 10, 11, 13, 14, 17, 18, 21, 22, 23, 24)
 
 
@@ -80,9 +80,9 @@ def _generator(*key: int) -> np.random.Generator:
 def _bones(seed: int, subject: int, spread: float) -> dict[int, np.ndarray]:
     """Scale the rest body to a person: stature, then trunk, arms, legs and every bone by themselves."""
     draw = _generator(seed, 1000, subject)
-    stature = 1 + spread * 0.06 * float(draw.standard_normal())
-    parts = 1 + spread * 0.035 * draw.standard_normal(4)  # trunk, width, arms, legs
-    own = 1 + spread * 0.02 * draw.standard_normal(25)
+    stature = 1 + spread * 0.05 * float(draw.standard_normal())
+    parts = 1 + spread * 0.03 * draw.standard_normal(4)  # trunk, width, arms, legs
+    own = 1 + spread * 0.015 * draw.standard_normal(25)
     bones = {}
     for child, (_, vector) in BONES.items():
         part = 1 if child in (4, 8, 12, 16) else 0 if child in (1, 2, 3, 20) else 3 if 13 <= child < 20 else 2
@@ -97,9 +97,9 @@ def _mirror(child: int) -> int:
 
 def _style(seed: int, subject: int, action: int, spread: float) -> Style:
     person, habit = _generator(seed, 2000, subject), _generator(seed, 3000, subject, action)
-    posture = spread * _LOOSE * (4 * person.standard_normal(NUM_DOFS) + 4 * habit.standard_normal(NUM_DOFS))
-    tempo = 1 + spread * (0.15 * float(person.standard_normal()) + 0.08 * float(habit.standard_normal()))
-    size = 1 + spread * (0.2 * float(person.standard_normal()) + 0.15 * float(habit.standard_normal()))
+    posture = spread * LOOSE * (3 * person.standard_normal(NUM_DOFS) + 3 * habit.standard_normal(NUM_DOFS))
+    tempo = 1 + spread * (0.12 * float(person.standard_normal()) + 0.06 * float(habit.standard_normal()))
+    size = 1 + spread * (0.15 * float(person.standard_normal()) + 0.12 * float(habit.standard_normal()))
     hand = "l" if float(person.random()) < 0.15 else "r"
     return Style(min(max(tempo, 0.6), 1.6), min(max(size, 0.4), 1.8), hand, posture)
 

@@ -21,9 +21,9 @@ MOUTH = {"raise": 62.0, "out": 7.0, "twist": 30.0, "elbow": 128.0, "wrist": 5.0}
 EAR = {"raise": 99.0, "out": 47.0, "twist": -26.0, "elbow": 132.0, "wrist": 5.0}
 CUP = {"raise": 11.0, "out": 80.0, "twist": 19.0, "elbow": 95.0, "wrist": 20.0}
 PEN = {"raise": 23.0, "out": 36.0, "twist": 33.0, "elbow": 73.0, "wrist": 5.0}
-PAPER = {"raise": 21.0, "out": 25.0, "twist": 39.0, "elbow": 72.0, "wrist": 0.0}
+PAPER = {"raise": 19.0, "out": 24.0, "twist": 42.0, "elbow": 76.0, "wrist": 0.0}
 KEYS = {"raise": 22.0, "out": 28.0, "twist": 33.0, "elbow": 70.0, "wrist": 5.0}
-FRONT = {"raise": 26.0, "out": 40.0, "twist": 36.0, "elbow": 100.0, "wrist": 0.0}
+FRONT = {"raise": 30.0, "out": 40.0, "twist": 36.0, "elbow": 104.0, "wrist": 0.0}
 SHAKE = {"raise": 46.0, "out": 0.0, "twist": 37.0, "elbow": 37.0, "wrist": 0.0}
 READY = {"raise": 19.0, "out": 117.0, "twist": 12.0, "elbow": 134.0, "wrist": 10.0}
 PUSH = {"raise": 64.0, "out": 0.0, "twist": 29.0, "elbow": 49.0, "wrist": -60.0}
@@ -33,7 +33,7 @@ LAP = {"raise": 17.0, "out": 59.0, "twist": 39.0, "elbow": 57.0, "wrist": 0.0}
 SEAT = {"hip_l": 84.0, "hip_r": 84.0, "knee_l": 88.0, "knee_r": 88.0, "spread_l": 8.0, "spread_r": 8.0}
 
 # How far a person's own angles stray: trunk, then arm and leg of each side (columns of DOFS).
-_LOOSE = np.array([1.5, 0.8, 0.6, 0.8, 1.2, 0.8, 1.2] + [1, 1.3, 1.2, 1.1, 1, 0.6, 0.6, 0.5, 0.4, 0.4] * 2)
+LOOSE = np.array([1.5, 0.8, 0.6, 0.8, 1.2, 0.8, 1.2] + [1, 1.3, 1.2, 1.1, 1, 0.6, 0.6, 0.5, 0.4, 0.4] * 2)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Take:
     def stand(self, seated: float = 0.0) -> Actor:
         """Return a person at ease with the arms hanging or, with the chance `seated`, on a chair, hands in the lap."""
         frames = len(self.seconds)
-        own = self.style.posture + self.looseness * 4 * _LOOSE * self.draw.standard_normal(NUM_DOFS)
+        own = self.style.posture + self.looseness * 3 * LOOSE * self.draw.standard_normal(NUM_DOFS)
         own = own + np.zeros((frames, NUM_DOFS))
         for dof, size in (("yaw", 2), ("bend", 1.5), ("side", 1.2), ("turn", 2), ("nod", 2.5), ("look", 4)):
             own[:, DOF[dof]] += self.sway(size)
@@ -163,7 +163,7 @@ def _to_head(take: Take, place: float, back: float) -> tuple[Actor, np.ndarray]:
 
 
 def drink(take: Take) -> list[Actor]:
-    actor, lift = _to_head(take, take.between(-0.05, 0.4), take.between(0.6, 1.05))
+    actor, lift = _to_head(take, take.between(-0.1, 0.3), take.between(0.6, 1.05))
     sip = lift * (0.5 + 0.5 * sine(take.beat(take.between(0.25, 0.6))))
     actor.add("nod", -take.style.size * take.between(3, 14) * sip)
     actor.add(f"raise_{take.near}", take.style.size * take.between(2, 12) * sip)
@@ -171,7 +171,7 @@ def drink(take: Take) -> list[Actor]:
 
 
 def phone(take: Take) -> list[Actor]:
-    actor, lift = _to_head(take, take.between(0.45, 0.95), take.between(0.75, 1.4))
+    actor, lift = _to_head(take, take.between(0.6, 1.05), take.between(0.75, 1.4))
     lean = 1.0 if take.near == "l" else -1.0
     actor.add("tilt", -lean * take.between(0, 9) * lift)
     actor.add("nod", lift * take.sway(4))
@@ -179,17 +179,19 @@ def phone(take: Take) -> list[Actor]:
     return [actor]
 
 
-def _at_table(take: Take, near: Mapping[str, float], far: Mapping[str, float]) -> tuple[Actor, np.ndarray]:
+def _at_table(
+    take: Take, near: Mapping[str, float], far: Mapping[str, float], bow: float
+) -> tuple[Actor, np.ndarray]:
     actor = take.stand(seated=0.5)
     work = take.hold(take.between(0.4, 0.9), take.between(0.85, 1.5), 0.7)
     actor.arm(take.near, work, near)
     actor.arm(take.far, work, far)
-    actor.move(work, {"nod": take.between(12, 30), "bend": take.between(2, 14)})
+    actor.move(work, {"nod": bow + take.between(-7, 7), "bend": 0.4 * bow + take.between(-4, 4)})
     return actor, work
 
 
 def write(take: Take) -> list[Actor]:
-    actor, work = _at_table(take, PEN, mix(KEYS, PAPER, take.between(0, 1.5)))
+    actor, work = _at_table(take, PEN, mix(KEYS, PAPER, take.between(0.5, 2.5)), bow=28)
     size, line = take.style.size, take.beat(take.between(0.2, 0.4))
     beat = take.beat(take.between(1.3, 2.6))
     actor.add(f"twist_{take.near}", work * size * (take.between(2, 6) * sine(line) + 2.5 * sine(beat)))
@@ -200,7 +202,9 @@ def write(take: Take) -> list[Actor]:
 
 
 def type_keys(take: Take) -> list[Actor]:
-    actor, work = _at_table(take, mix(KEYS, PEN, take.between(-0.2, 0.7)), KEYS)
+    actor, work = _at_table(
+        take, mix(KEYS, PEN, take.between(-1.0, 0.5)), mix(KEYS, PEN, take.between(-1.0, 0.5)), bow=14
+    )
     size, rate = take.style.size, take.between(1.3, 2.6)
     two_handed = take.chance(0.75)
     for side, share in ((take.near, 1.0), (take.far, 1.0 if two_handed else 0.2)):
@@ -211,10 +215,10 @@ def type_keys(take: Take) -> list[Actor]:
     return [actor]
 
 
-def _hands_in_front(take: Take) -> tuple[Actor, np.ndarray]:
+def _hands_in_front(take: Take, level: float) -> tuple[Actor, np.ndarray]:
     actor = take.stand(seated=0.2)
     work = take.hold(take.between(0.4, 0.8), take.between(0.75, 1.4), 0.6)
-    level = take.between(-10, 10)
+    level += take.between(-9, 9)
     for side in "lr":
         actor.arm(side, work, FRONT | {"raise": FRONT["raise"] + level, "elbow": FRONT["elbow"] + level})
     actor.add("nod", work * take.between(0, 14))
@@ -222,10 +226,10 @@ def _hands_in_front(take: Take) -> tuple[Actor, np.ndarray]:
 
 
 def clap(take: Take) -> list[Actor]:
-    actor, work = _hands_in_front(take)
+    actor, work = _hands_in_front(take, 5)
     beat = take.beat(take.between(1.0, 2.2))
-    apart = take.style.size * take.between(5, 18) * (1 + sine(beat)) / 2
-    still = take.between(0, 1) if take.chance(0.4) else 1.0  # some clap with one hand against the other
+    apart = take.style.size * take.between(10, 26) * (1 + sine(beat)) / 2
+    still = take.between(0.2, 1) if take.chance(0.4) else 1.0  # some clap with one hand against the other
     actor.add(f"twist_{take.near}", -work * apart)
     actor.add(f"twist_{take.far}", -work * apart * still)
     actor.add(f"elbow_{take.near}", work * take.between(0, 3) * sine(beat + 0.8))
@@ -233,7 +237,7 @@ def clap(take: Take) -> list[Actor]:
 
 
 def rub(take: Take) -> list[Actor]:
-    actor, work = _hands_in_front(take)
+    actor, work = _hands_in_front(take, -5)
     beat = take.beat(take.between(1.0, 2.4))
     slide = take.style.size * take.between(4, 11)
     other = take.between(0.3, 1.0)

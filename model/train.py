@@ -235,7 +235,7 @@ def _backward(
             (total * weight).backward()
         names = ["loss", *parts]
         values = [total.detach(), *(torch.as_tensor(value, device=device) for value in parts.values())]
-        figures.append(torch.stack([value.float() for value in values]) * weight)
+        figures.append(torch.stack([value.double() for value in values]) * weight)
     return names, torch.stack(figures).sum(0)
 
 
@@ -339,7 +339,7 @@ def _check_loss(losses: Tensor, batches: list[Tensor], train: Clips, epoch: int,
 
 
 def _check_weights(net: nn.Module, epoch: int, folder: Path) -> None:
-    flawed = [name for name, tensor in net.state_dict().items() if not torch.isfinite(tensor).all()]
+    flawed = [name for name, tensor in net.named_parameters() if not torch.isfinite(tensor).all()]
     if flawed:
         raise UserError(
             f"weights became NaN or infinite in epoch {epoch + 1} ({', '.join(flawed[:3])}); the former epoch's "

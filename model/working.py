@@ -1,7 +1,8 @@
 """Working checkpoints: what a stopped training needs to go on as if nothing had happened.
 
 A file is named `epoch-0007.<digest>.pt`. The digest in the name makes content and checksum appear in one
-rename; the former file stays until the new one has been read back.
+rename; the former file stays until the new one has been read back. Random states are not among the contents: every
+step draws from a seed of its own (settings.derived_seed), so the epoch number stands for all of them.
 """
 
 import fcntl
@@ -39,7 +40,8 @@ def save_working(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
     path = write_bytes(folder / f"epoch-{epoch:04d}.{_digest(data)}.pt", data)
     if not _intact(path):
         raise UserError(f"{path}: reads back differently from what was written; check the disk")
-    for other in _checkpoints(folder):
+    # A kill while writing leaves its unfinished file, named as by write_bytes.
+    for other in (*_checkpoints(folder), *folder.glob(".epoch-*")):
         if other != path:
             other.unlink(missing_ok=True)
     return path
@@ -51,7 +53,7 @@ def load_working(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | 
     Raises UserError showing the difference when it belongs to another fingerprint, that is to other settings,
     data or code.
     """
-    for path in sorted(_checkpoints(folder), reverse=True):
+    for path in sorted(_checkpoints(folder), key=_epoch, reverse=True):
         if not _intact(path):
             continue
         content = load_checkpoint(path, FORMAT)
@@ -72,6 +74,10 @@ def normalised(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)]
+
+
+def _epoch(path: Path) -> int:
+    return int(path.name.split(".")[0].removeprefix("epoch-"))
 
 
 def _digest(data: bytes) -> str:

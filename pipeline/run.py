@@ -52,16 +52,16 @@ def results(params: Params) -> int:
     place = f"{params.dataset}/{params.protocol}"
     metrics = read_json(Path("ensembles") / place / "metrics.json")
     print(f"\n{place}, {params.entry.split.name}\n")
-    print("\n".join(table(metrics)))
+    print("\n".join(table(metrics, list(params.members), list(params.ensembles))))
     print(f"\nreport: {Path('reports') / place / 'report.html'}")
     print("MLflow: make ui   (or: mlflow ui --backend-store-uri sqlite:///mlflow.db)")
     return 0
 
 
-def table(metrics: dict[str, Any]) -> list[str]:
+def table(metrics: dict[str, Any], members: list[str], ensembles: list[str]) -> list[str]:
     """Lines of the results table: top-1, top-5, mean class in percent, per split."""
-    rows = [(name, entry[entry["chosen"]]) for name, entry in metrics["members"].items()]
-    rows += [(f"ensemble {name}", entry) for name, entry in metrics["ensembles"].items()]
+    rows = [(name, metrics["members"][name][metrics["members"][name]["chosen"]]) for name in members]
+    rows += [(f"ensemble {name}", metrics["ensembles"][name]) for name in ensembles]
     splits = [split for split, value in rows[0][1].items() if isinstance(value, dict) and "top1" in value]
     width = max(len(name) for name, _ in rows)
     lines = []

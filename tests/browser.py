@@ -95,7 +95,9 @@ class Browser:
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        # Smooth scrolling would move the page under the mouse.
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, still])
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
@@ -114,17 +116,47 @@ class Browser:
                 raise TimeoutError(f"never true: {condition}")
             time.sleep(0.05)
 
-    def click(self, selector: str, dx: float = 0.5, dy: float = 0.5) -> None:
-        """Click with the mouse into an element, at a fraction of its width and height."""
+    def _place(self, selector: str, dx: float, dy: float) -> dict[str, float]:
+        """Scroll an element to the middle and return the point at a fraction of its width and height."""
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect();"
             "return [b.x, b.y, b.width, b.height]; })()"
         )
-        place = {"x": box[0] + dx * box[2], "y": box[1] + dy * box[3]}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+        return {"x": box[0] + dx * box[2], "y": box[1] + dy * box[3]}
+
+    def _mouse(self, kind: str, place: dict[str, float], held: int) -> None:
+        button = {"button": "left", "buttons": held} if held or kind != "mouseMoved" else {}
+        self.call("Input.dispatchMouseEvent", type=kind, clickCount=1, **button, **place)
+
+    def click(self, selector: str, dx: float = 0.5, dy: float = 0.5) -> None:
+        """Click with the mouse into an element, at a fraction of its width and height."""
+        self.drag(selector, 0, 0, dx, dy)
+
+    def drag(self, selector: str, x: float, y: float, dx: float = 0.5, dy: float = 0.5) -> None:
+        """Press in an element, move by (x, y) pixels and let go."""
+        start = self._place(selector, dx, dy)
+        self._mouse("mouseMoved", start, 0)
+        self._mouse("mousePressed", start, 1)
+        end = start
+        for part in (0.25, 0.5, 0.75, 1.0) if x or y else ():
+            end = {"x": start["x"] + part * x, "y": start["y"] + part * y}
+            self._mouse("mouseMoved", end, 1)
+        self._mouse("mouseReleased", end, 0)
+
+    def swipe(self, selector: str, x: float, y: float, dx: float = 0.5, dy: float = 0.5) -> None:
+        """Put a finger on an element, move it by (x, y) pixels and lift it; (0, 0) is a tap."""
+        start = self._place(selector, dx, dy)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[start])
+        for part in (0.25, 0.5, 0.75, 1.0) if x or y else ():
+            point = {"x": start["x"] + part * x, "y": start["y"] + part * y}
+            self.call("Input.dispatchTouchEvent", type="touchMove", touchPoints=[point])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def key(self, name: str) -> None:
+        """Press and release a key, for instance Enter or ArrowDown."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
 
     def choose(self, selector: str, value: str) -> None:
         """Choose an option of a select element."""

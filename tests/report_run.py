@@ -16,8 +16,9 @@ CLASSES = [
     "drink water", "phone call", "clapping", "rub hands", "writing", "typing on a keyboard",
     "wave", "kick", "sit down", "stand up", "hand shake", "push",
 ]  # fmt: skip
-MEMBERS = ["joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion"]
-WEIGHTS = {"joint": 2.0, "bone": 2.0, "kbone": 2.0, "joint_motion": 1.0, "bone_motion": 1.0, "kbone_motion": 1.0}
+STREAMS = ("joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion")
+MEMBERS = [f"protogcn-{stream}-s0" for stream in STREAMS]
+WEIGHTS = dict(zip(MEMBERS, (2.0, 2.0, 2.0, 1.0, 1.0, 1.0), strict=True))
 SPLITS = {"xsub_train": range(1, 7), "development": range(7, 9), "xsub_test": range(9, 13)}
 HASH = "0123456789abcdef0123456789abcdef"
 
@@ -118,7 +119,15 @@ def make_run(folder: Path, takes: int = 3, classes: list[str] | None = None, dif
     return run
 
 
-def _scores(ids, labels, names, member, split, random, difficult) -> ScoreTable:  # type: ignore[no-untyped-def]
+def _scores(
+    ids: list[str],
+    labels: dict[str, int],
+    names: list[str],
+    member: str,
+    split: str,
+    random: np.random.Generator,
+    difficult: bool,
+) -> ScoreTable:
     truth = np.array([labels[sample] for sample in ids], np.int64)
     logits = random.normal(0, 1.0, (len(ids), len(names)))
     logits[np.arange(len(ids)), truth] += 2.6

@@ -1,8 +1,10 @@
 """Several gloo processes give what one process gives: losses, weights, batch norm statistics, bank, scores.
 
 Every group of processes is started once and runs all scenarios; the tests then compare what the ranks wrote. Two
-processes of 8 clips stand against one of 16. In double precision the difference is rounding only (1e-9); in single
-precision six steps of batch-normalised training amplify rounding, so 1e-4 relative to the largest value is granted.
+processes of 8 clips and four of 4 stand against one of 16. In double precision the difference is rounding (found:
+2e-15; granted: 1e-10). Single precision is held against one process in double precision: a rectifier that rounds to
+the other side moves a weight, so weights are granted 3e-3 (found: 1e-4; one process alone: 1e-3) and losses 1e-4
+(found: 2e-6).
 """
 
 import os
@@ -34,7 +36,8 @@ from model.score import score_clips
 from model.store import Store, open_store
 from model.train import fit
 
-TOLERANCE = {"double": 1e-9, "single": 1e-4}
+TOLERANCE = {"double": 1e-10, "single": 3e-3}
+LOSS_TOLERANCE = {"double": 1e-6, "single": 1e-4}  # dev/loss is always computed from single precision scores
 
 
 def protogcn() -> nn.Module:
@@ -54,8 +57,8 @@ def fitted(build: Callable[[], nn.Module], store: Store, out: Path, *, double: b
     dev: Any = development(store)
     if double:
         net, train, dev = net.double(), DoubleClips(train), DoubleClips(dev)
-    # 32 clips in batches of 12: the last one holds 8, so four processes have two clips each.
-    made = short(**({"epochs": 2, "batch_size": 12} | changes))
+    # 40 clips in batches of 16: the last one holds 8, so four processes have two clips each.
+    made = short(**({"epochs": 2, "batch_size": 16} | changes))
     result = fit(net, train, dev, made, folder=out, card=card(), fingerprint={})
     return {"state": net.state_dict(), "history": result.history}
 
@@ -68,9 +71,9 @@ def scenarios(store: Store, out: Path) -> dict[str, Any]:
             where = out / f"{name}-{precision}"
             epochs = 2 if name == "tiny" else 1
             found[f"{name}-{precision}"] = fitted(build, store, where, double=precision == "double", epochs=epochs)
-    # 31 clips are left in the last batch of 12: shares of different size, 3 and 4 in two processes.
+    # 31 clips: the last batch holds 15, so the ranks' shares differ.
     found["uneven"] = fitted(TinyNet, open_store(out.parent / "odd"), out / "uneven", double=True)
-    found["accumulated"] = fitted(TinyNet, store, out / "accumulated", double=True, batch_size=16, accumulate=2)
+    found["accumulated"] = fitted(TinyNet, store, out / "accumulated", double=True, accumulate=2)
     found["local"] = fitted(TinyNet, store, out / "local", double=True, sync_bn=False)
     torch.manual_seed(1)
     found["scores"] = score_clips(TinyNet(), development(store, num_clips=3), 5)
@@ -135,7 +138,7 @@ def norm_figures(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Number of processes -> what each rank found."""
     root = tmp_path_factory.mktemp("ranks")
-    store = small_store(root / "store")
+    store = small_store(root / "store", clips=52)
     small_store(root / "odd", clips=43)
     alone = scenarios(store, root / "ranks1")
     alone["norm"] = norm_figures(*reversed(norm_case()))
@@ -145,9 +148,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         torch.multiprocessing.spawn(_work, (size, port, str(root)), size)
-        results[size] = [
-            torch.load(root / f"found{size}-{rank}.pt", weights_only=False) for rank in range(size)
-        ]
+        results[size] = [torch.load(root / f"found{size}-{rank}.pt", weights_only=False) for rank in range(size)]
     return results
 
 
@@ -166,14 +167,14 @@ def figures(history: list[dict[str, float]]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("name", ["tiny", "protogcn"])
 def test_training_equals_one_process(found: Any, name: str, precision: str, size: int) -> None:
-    alone, ranks = found[1][0][f"{name}-{precision}"], found[size]
+    alone, ranks = found[1][0][f"{name}-double"], found[size]
     assert [rank["world"] for rank in ranks] == [(number, size) for number in range(size)]
     for rank in ranks:
         result = rank[f"{name}-{precision}"]
         assert any(key.endswith("bank") for key in result["state"])
         assert_near(alone["state"], result["state"], TOLERANCE[precision])
         for one, two in zip(figures(alone["history"]), figures(result["history"]), strict=True):
-            assert two == pytest.approx(one, rel=max(TOLERANCE[precision], 1e-5))  # history is kept in single
+            assert two == pytest.approx(one, rel=LOSS_TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -173,6 +173,10 @@ def test_a_folder_that_is_no_store_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="letters.*not a packed store"):
         write(tmp_path / "letters", make_clips())
     assert (tmp_path / "letters" / "dear.txt").exists()
+    with pytest.raises(UserError, match="dear.txt.*not a packed store"):
+        write(tmp_path / "letters" / "dear.txt", make_clips())
+    (tmp_path / "empty").mkdir()
+    assert len(open_store(write(tmp_path / "empty", make_clips()))) == 6
 
 
 def test_damaged_stores_are_refused_by_name(tmp_path):
@@ -229,7 +233,7 @@ def test_whole_subjects_are_held_out(tmp_path):
     assert sorted([*train, *development]) == everyone.tolist()
     held = sorted({subjects[i] for i in development})
     assert len(held) == 2 and not set(held) & {subjects[i] for i in train}
-    assert words == f"subjects {held[0]}, {held[1]} of 10 (12 of 60 training clips)"
+    assert words == f"subjects {held[0]}, {held[1]} (2 of 10; 12 of 60 training clips)"
     again = development_split(store, everyone, split="xsub_train", share=0.2, seed=3)
     assert np.array_equal(again[1], development)
     others = [set(development_split(store, everyone, share=0.2, seed=seed)[1]) for seed in range(8)]
@@ -239,7 +243,7 @@ def test_whole_subjects_are_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("split", "factor", "expected"),
     [
-        ("xview_train", "auto", "camera 2 of 2|camera 3 of 2"),
+        ("xview_train", "auto", r"camera [23] \(1 of 2; 24 of 48 training clips\)"),
         ("xview_train", "subject", "subject"),
         ("xset_train", "auto", "setup"),
         ("loao1_train", "auto", "subject"),

@@ -15,15 +15,17 @@ CLASSES = ["wave", "clap", "kick"]
 PREPARATION = {"prepare": [], "dtype": "float32"}
 
 
-def tiny_store(folder: Path, clips: int = 12, seed: int = 0) -> Store:
-    """`clips` clips of Kinect-20 joints, every third with two persons; splits train, development, test."""
+def tiny_store(
+    folder: Path, clips: int = 12, seed: int = 0, labels: list[int] | None = None, layout_name: str = "kinect20"
+) -> Store:
+    """`clips` clips, every third with two persons; a third each in the splits train, development, test."""
     generator = np.random.default_rng(seed)
-    layout = load_layout("kinect20")
+    layout = load_layout(layout_name)
     made = [
         Clip(
             id=f"clip{i}",
-            label=i % len(CLASSES),
-            joints=generator.normal(size=(1 + (i % 3 == 0), 8 + i, 20, 3)).astype(np.float32),
+            label=labels[i] if labels else i % len(CLASSES),
+            joints=generator.normal(size=(1 + (i % 3 == 0), 8 + i, layout.num_joints, 3)).astype(np.float32),
             factors={"subject": i // 3},
         )
         for i in range(clips)

@@ -14,6 +14,7 @@ from model.distributed import gather_features
 from model.layouts import load_layout
 from model.settings import TrainSettings
 from model.store import Clip, Store, open_store, write_store
+from model.train import FitResult, fit
 
 CLASSES = ["nod", "wave", "jump"]
 PROTOGCN = {"base_channels": 16, "num_stages": 2, "inflate_stages": [2], "down_stages": [2], "num_prototypes": 8}
@@ -107,6 +108,25 @@ def card(model: str = "tiny", options: dict[str, Any] | None = None) -> dict[str
         recipe={"stream": "joint", "clip_length": 8},
         classes=CLASSES,
         data_hash="0" * 32,
+    )
+
+
+def tiny(dropout: float = 0.0) -> TinyNet:
+    """The same weights at every call."""
+    torch.manual_seed(11)
+    return TinyNet(dropout=dropout)
+
+
+def run(net: nn.Module, store: Store, folder: Path, *, dev: bool = True, **changes: Any) -> FitResult:
+    """A short training in `folder`; `changes` are settings."""
+    return fit(
+        net,
+        training(store),
+        development(store) if dev else None,
+        short(**changes),
+        folder=folder,
+        card=card(),
+        fingerprint={"code": "1"},
     )
 
 

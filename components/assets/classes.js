@@ -82,7 +82,7 @@ function makeClasses(rows, classes, onChoose) {
     body.replaceChildren(...entries.map(line));
     const gained = changed.filter((entry) => entry.change > 0).length;
     byId("class-text").textContent = `${entries.length} of ${all} classes.` + (theirs
-      ? ` Against ${rows[base.value].name} (orange mark): ${gained} gained and ${changed.length - gained} lost more than 1 point.` : "");
+      ? ` Against ${rows[base.value].label} (orange mark): ${gained} gained and ${changed.length - gained} lost more than 1 point.` : "");
   }
 
   [pick, base, sort, moved].forEach((element) => element.addEventListener("change", fill));

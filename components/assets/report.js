@@ -7,7 +7,7 @@
   const headline = data.rows.findIndex((row) => row.name === data.headline);
 
   function choices(id, selected, none) {
-    const options = data.rows.map((row, index) => new Option(row.name, index, false, index === selected));
+    const options = data.rows.map((row, index) => new Option(row.label, index, false, index === selected));
     if (none !== undefined) options.unshift(new Option(none, "", false, selected === ""));
     byId(id).replaceChildren(...options);
   }

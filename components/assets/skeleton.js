@@ -149,9 +149,16 @@ function makeStage(layout, clips, classes) {
   byId("front").addEventListener("click", () => { yaw = 0; show(); });
   for (const actor of actors) {
     actor.select.addEventListener("change", () => put(actor, Number(actor.select.value)));
-    actor.canvas.addEventListener("pointerdown", (event) => actor.canvas.setPointerCapture(event.pointerId));
+    let held = null;  // where the pointer was last seen; movementX is not told of touches everywhere
+    actor.canvas.addEventListener("pointerdown", (event) => {
+      held = event.clientX;
+      actor.canvas.setPointerCapture(event.pointerId);
+    });
     actor.canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons & 1) { yaw += event.movementX / 90; show(); }
+      if (!(event.buttons & 1) || held === null) return;
+      yaw += (event.clientX - held) / 90;
+      held = event.clientX;
+      show();
     });
     new ResizeObserver(() => draw(actor)).observe(actor.canvas);
   }

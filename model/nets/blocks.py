@@ -224,7 +224,7 @@ class GraphNetwork(nn.Module):
         self.persons = persons
         self.norm_per_person = norm_per_person
         features = layout.num_joints * self.in_channels
-        self.data_bn = nn.BatchNorm1d(features * (persons if norm_per_person else 1))
+        self.data_bn = BatchNorm(features * (persons if norm_per_person else 1))
         self.gcn = nn.ModuleList(make_block(stage) for stage in stages)
         self.head_drop = nn.Dropout(head_dropout)
         self.fc = nn.Linear(stages[-1].out_channels, num_classes)
@@ -248,10 +248,10 @@ class GraphNetwork(nn.Module):
                 raise UserError(
                     f"clips hold {persons} persons, the network was made for {self.persons}: set 'persons'"
                 )
-            y = self.data_bn(x.transpose(1, 2).reshape(clips * frames, -1))
+            y = self.data_bn(x.transpose(1, 2).reshape(clips * frames, -1, 1, 1))
             y = y.view(clips, frames, persons, *x.shape[3:]).transpose(1, 2)
         else:
-            y = self.data_bn(x.reshape(clips * persons * frames, -1))
+            y = self.data_bn(x.reshape(clips * persons * frames, -1, 1, 1))
         return channels_first(y.reshape(clips * persons, frames, *x.shape[3:]))
 
     def features(self, x: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        ours = self.training and x.device.type == "cpu" and x.dtype == self.weight.dtype and _rows_adjoin(x)
-        if not ours:
+        last = x.permute(0, 2, 3, 1)
+        if not (self.training and x.device.type == "cpu" and x.dtype == self.weight.dtype and last.is_contiguous()):
             return super().forward(x)
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+        rows = last.flatten(0, 2)
         y, mean, variance = _Normalise.apply(rows, self.weight, self.bias, self.eps)
         self._track(mean, variance, len(rows))
-        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return y.view(last.shape).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -31,10 +31,6 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-
-
-def _rows_adjoin(x: Tensor) -> bool:
-    return x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous()
 
 
 class _Normalise(torch.autograd.Function):
