@@ -105,8 +105,9 @@ def _members(params: Params, jobs: int, devices: list[str], environment: dict[st
         if device is not None:
             extra["CUDA_VISIBLE_DEVICES"] = device
         try:
-            # DVC is serial, but several may work on one folder when each waits for the others' locks.
-            return _dvc(["repro", f"evaluate@{name}"], extra, wait=True, check=False) == 0
+            # DVC is serial, but several may work on one folder when each waits for the others' locks and touches
+            # single stages: with what comes before them, one would want to write what another is reading.
+            return _dvc(["repro", "--single-item", f"train@{name}", f"evaluate@{name}"], extra, True, False) == 0
         finally:
             places.put(device)
 
