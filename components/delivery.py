@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
+
 Point = tuple[str, float, int, int, bool]  # key, value, step, milliseconds, final
 
 
@@ -114,7 +116,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 def refused(error: Exception) -> bool:
     """Whether sending the same again can never succeed: the operation itself is wrong, not the connection."""
     code = getattr(error, "error_code", "")
-    return isinstance(error, FileNotFoundError) or code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    mistaken = isinstance(error, (FileNotFoundError, UserError))
+    return mistaken or code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

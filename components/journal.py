@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +50,11 @@ class Journal:
                 stream.flush()
                 os.fsync(stream.fileno())
 
+    def copy_of(self, source: Path) -> Path:
+        """A copy of a file or folder beside the journal: its owner may have removed it when it is delivered."""
+        kept = Path(tempfile.mkdtemp(dir=_made(self.path.with_suffix("")))) / source.name
+        return Path(shutil.copytree(source, kept) if source.is_dir() else shutil.copyfile(source, kept))
+
     def lines(self) -> list[dict[str, Any]]:
         """Every whole line; a line cut short by a kill was never promised and is left out."""
         if not self.pending:
@@ -61,9 +68,15 @@ class Journal:
         return found
 
     def keep(self, lines: list[dict[str, Any]]) -> None:
-        """Leave only the header and `lines`; without lines the journal is removed."""
+        """Leave only the header and `lines`; without lines the journal and its copies are removed."""
         if not lines:
             self.path.unlink(missing_ok=True)
+            shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
             return
         header = self.lines()[0]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in [header, *lines]))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

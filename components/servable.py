@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,6 @@ def register_model(client: Any, name: str, model_id: str, key: str, tags: dict[s
             name, f"models:/{model_id}", run_id, tags={**tags, CONTENT_TAG: key}, model_id=model_id
         )
         made = True
-        _await_ready(client, name, str(version.version))
         # From this tag the page of a logged model knows its versions; MLflow's own client writes it alike.
         known = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
         known.append({"name": name, "version": str(version.version)})
@@ -155,11 +153,3 @@ def _sources(package: Any, scratch: Path) -> Path:
 def _version(name: str) -> str:
     """The installed version as an index knows it: a build label (+cpu) names a wheel, not a version."""
     return importlib.metadata.version(name).split("+")[0]
-
-
-def _await_ready(client: Any, name: str, version: str, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while client.get_model_version(name, version).status == "PENDING_REGISTRATION":
-        if time.monotonic() > deadline:
-            raise UserError(f"model {name} version {version}: the registry did not finish it; register again")
-        time.sleep(0.5)

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 60.0
 SYSTEM_METRICS_SECONDS = 5.0
+PATHS = {"path", "bundle"}  # what of an operation's payload lies on disk
 
 
 @dataclass
@@ -121,6 +122,9 @@ class TrackedRun:
                     return None
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 self._warn(error)
+        for name in PATHS & payload.keys():
+            if Path(payload[name]).exists():
+                payload[name] = str(journal.copy_of(Path(payload[name])))
         journal.append(self.header, operation, payload)
         return None
 

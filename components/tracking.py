@@ -36,9 +36,15 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
 }
+NOISY = (
+    "alembic",
+    "mlflow.store.db.utils",
+    "mlflow.store.model_registry.abstract_store",
+    "mlflow.system_metrics.system_metrics_monitor",
+)
 
 
 def tracking_uri(workspace: Path) -> str:
@@ -57,7 +63,7 @@ def connect(workspace: str | Path) -> "Tracker":
         os.environ.setdefault(name, value)
     import mlflow
 
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
     given = os.environ.get("MLFLOW_TRACKING_URI")
@@ -188,7 +194,7 @@ class Tracker:
         if original is not None and original.data.tags.get("mlflow.parentRunId") == parent:
             return str(original.info.run_id)
         tags = {"sixstream.original_run": original.info.run_id if original else "unknown"}
-        run = self._tracked(experiment, LINK_TAG, f"{parent[:8]}-{key}", name, parent, tags)
+        run = self._tracked(experiment, LINK_TAG, f"{parent.removeprefix(PENDING)}-{key}", name, parent, tags)
         run.log_final(metrics)
         run.close("FINISHED")
         return run.run_id

@@ -71,7 +71,8 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
 
     from model.checkpoint import network_card
     from model.feeding import training_clips, validation_clips
-    from model.nets import create_model, stream_options
+    from model.nets import create_model
+    from model.nets.defaults import stream_options
     from model.settings import TrainSettings
 
     spec, recipe = params.member(member), params.entry.recipe

@@ -1,5 +1,6 @@
-"""Original checkpoints: their configurations and tensor names, to ours and back."""
+"""Original checkpoints of ProtoGCN, PYSKL and MMAction2: their configurations and tensor names, to ours and back."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,120 +11,210 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.layouts import Layout, load_layout
 from model.nets import create_model
-from model.nets.blocks import convert
 
 State = dict[str, Tensor]
+Options = dict[str, Any]
+
+# Our option -> the original's, for what every graph backbone has.
+TRUNK = {
+    "in_channels": "in_channels",
+    "base_channels": "base_channels",
+    "num_stages": "num_stages",
+    "inflate_stages": "inflate_stages",
+    "down_stages": "down_stages",
+    "persons": "num_person",
+}
+RANDOM_GRAPH = {"graph_mode": "mode", "num_subsets": "num_filter", "init_off": "init_off", "init_std": "init_std"}
+# Settings of training or of other tools, without effect on the network.
+IGNORED = ("train_cfg", "test_cfg", "data_preprocessor", "loss_cls", "average_clips", "init_cfg", "norm_eval")
 
 
 class Config:
-    """A part of an original configuration; options are taken one by one, what is left over is refused."""
+    """A part of an original configuration. Options are taken one by one; what is left over is refused."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values = {key: convert(value) for key, value in values.items()}
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise UserError(f"{where} must be a dictionary of options, not {values!r}")
         self.where = where
+        self.values = {key: _tuples(value) for key, value in values.items() if key not in IGNORED}
 
     def take(self, key: str, default: Any = None) -> Any:
         return self.values.pop(key, default)
 
-    def rename(self, **names: str) -> dict[str, Any]:
-        """Options present under their original names (values) by our names (keys)."""
+    def require(self, key: str) -> Any:
+        if key not in self.values:
+            raise UserError(f"{self.where}.{key} is missing")
+        return self.values.pop(key)
+
+    def rename(self, names: dict[str, str]) -> Options:
+        """The options present, by our names (keys) instead of theirs (values)."""
         return {ours: self.values.pop(theirs) for ours, theirs in names.items() if theirs in self.values}
 
-    def expect(self, key: str, *allowed: Any) -> None:
-        """Takes an option of which only `allowed` values exist here; absent counts as allowed."""
-        if key in self.values and self.values[key] not in allowed:
-            raise UserError(
-                f"{self.where}.{key} = {self.values[key]!r} is not supported: only {' or '.join(map(repr, allowed))}"
-            )
-        self.values.pop(key, None)
+    def expect(self, key: str, *allowed: Any, default: Any = None) -> None:
+        """Takes an option of which only the values `allowed` exist here; `default` is what its absence means."""
+        value = self.values.pop(key, allowed[0] if default is None else default)
+        if value not in allowed:
+            values = " or ".join(map(repr, allowed))
+            raise UserError(f"{self.where}.{key} = {value!r} is not supported: only {values}")
 
     def finish(self) -> None:
         if self.values:
             raise UserError(f"{self.where}: option {', '.join(map(repr, self.values))} is not supported")
 
 
-def _trunk_options(backbone: Config) -> dict[str, Any]:
-    """Options that every graph backbone of PYSKL and MMAction2 has."""
-    options = backbone.rename(
-        in_channels="in_channels",
-        base_channels="base_channels",
-        num_stages="num_stages",
-        inflate_stages="inflate_stages",
-        down_stages="down_stages",
-        ch_ratio="ch_ratio",
-        persons="num_person",
-    )
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _graph_backbone(backbone: Config, names: dict[str, str], graph_names: dict[str, str], norm: str) -> Options:
+    graph = Config(backbone.require("graph_cfg"), "backbone.graph_cfg")
     backbone.expect("pretrained", None)
+    dropout = backbone.values.get("tcn_dropout", 0)
+    if isinstance(dropout, tuple):
+        raise UserError("backbone.tcn_dropout per stage is not supported: give one number")
+    data_norm = backbone.take("data_bn_type", norm)
+    if data_norm not in ("VC", "MVC"):
+        raise UserError(f"backbone.data_bn_type = {data_norm!r} is not supported: only 'VC' or 'MVC'")
+    options = {
+        **backbone.rename({**TRUNK, **names}),
+        **graph.rename(graph_names),
+        "layout": graph.require("layout"),
+        "norm_per_person": data_norm == "MVC",
+    }
+    graph.finish()
     return options
 
 
-def _norm_option(backbone: Config, default: str) -> dict[str, Any]:
-    norm = backbone.take("data_bn_type", default)
-    if norm not in ("VC", "MVC"):
-        raise UserError(f"backbone.data_bn_type = {norm!r} is not supported: only 'VC' or 'MVC'")
-    return {"norm_per_person": norm == "MVC"}
-
-
-def _graph(backbone: Config) -> Config:
-    if "graph_cfg" not in backbone.values:
-        raise UserError("backbone.graph_cfg is missing: it names layout and mode")
-    return Config(backbone.take("graph_cfg"), "backbone.graph_cfg")
-
-
-def _protogcn(backbone: Config, head: Config) -> dict[str, Any]:
-    graph = _graph(backbone)
-    options = {
-        **_trunk_options(backbone),
-        **_norm_option(backbone, "VC"),
-        **backbone.rename(
-            num_prototypes="num_prototype",
-            branches="tcn_ms_cfg",
-            subset_ratio="gcn_ratio",
-            temporal_dropout="tcn_dropout",
-        ),
-        "layout": graph.take("layout"),
-        **graph.rename(graph_mode="mode", num_subsets="num_filter", init_off="init_off", init_std="init_std"),
-        **head.rename(contrastive_weight="weight"),
+def _stgcn(backbone: Config, head: Config) -> Options:
+    temporal = backbone.take("tcn_type", "unit_tcn")
+    kinds = {"unit_tcn": "single", "mstcn": "multi_scale"}
+    if temporal not in kinds:
+        raise UserError(f"backbone.tcn_type = {temporal!r} is not supported: only {' or '.join(kinds)}")
+    names = {
+        "ch_ratio": "ch_ratio",
+        "adaptive": "gcn_adaptive",
+        "with_residual": "gcn_with_res",
+        "branches": "tcn_ms_cfg",
+        "temporal_dropout": "tcn_dropout",
     }
+    options = _graph_backbone(backbone, names, {"graph_mode": "mode", "max_hop": "max_hop"}, "VC")
+    if options.get("adaptive") not in (None, "init", "importance"):
+        raise UserError(f"backbone.gcn_adaptive = {options['adaptive']!r} is not supported: only init or importance")
+    plus_plus = options.get("adaptive") == "init" and options.get("with_residual") and temporal == "mstcn"
+    if plus_plus:
+        del options["adaptive"], options["with_residual"]
+        return {"name": "stgcnpp", **options}
+    return {"name": "stgcn", "temporal": kinds[temporal], **options}
+
+
+def _agcn(backbone: Config, head: Config) -> Options:
+    backbone.expect("gcn_attention", False, default=True)
+    backbone.expect("gcn_adaptive", True)
+    names = {"temporal_dropout": "tcn_dropout"}
+    return {"name": "agcn", **_graph_backbone(backbone, names, {"graph_mode": "mode"}, "MVC")}
+
+
+def _ctrgcn(backbone: Config, head: Config) -> Options:
+    return {"name": "ctrgcn", **_graph_backbone(backbone, {}, {"graph_mode": "mode"}, "MVC")}
+
+
+def _dgstgcn(backbone: Config, head: Config) -> Options:
+    for key in ("gcn_ctr", "gcn_ada"):
+        backbone.expect(key, "T")
+    for key in ("gcn_subset_wise", "gcn_decompose"):
+        backbone.expect(key, False)
+    backbone.expect("tcn_type", "dgmstcn")
+    names = {
+        "ch_ratio": "ch_ratio",
+        "branches": "tcn_ms_cfg",
+        "subset_ratio": "gcn_ratio",
+        "temporal_dropout": "tcn_dropout",
+    }
+    return {"name": "dgstgcn", **_graph_backbone(backbone, names, RANDOM_GRAPH, "VC")}
+
+
+def _protogcn(backbone: Config, head: Config) -> Options:
+    prototypes = backbone.rename({"num_prototypes": "num_prototype"})
+    options = {**_dgstgcn(backbone, head), **prototypes, "name": "protogcn"}
     head.expect("joint_cfg", options["layout"])
-    graph.finish()
-    return {"name": "protogcn", **options}
+    return {**options, **head.rename({"contrastive_weight": "weight"})}
 
 
-BACKBONES: dict[str, Callable[[Config, Config], dict[str, Any]]] = {
+def _slowonly(backbone: Config, head: Config) -> Options:
+    backbone.expect("depth", 50)
+    backbone.expect("pretrained", None)
+    backbone.expect("frozen_stages", -1)
+    backbone.expect("style", "pytorch")
+    for stride in ("conv1_stride_t", "pool1_stride_t"):
+        backbone.expect(stride, 1)
+    for flag in ("with_pool2", "non_local"):
+        backbone.expect(flag, False)
+    options = backbone.rename(
+        {
+            "in_channels": "in_channels",
+            "base_channels": "base_channels",
+            "stage_blocks": "stage_blocks",
+            "inflate": "inflate",
+            "spatial_strides": "spatial_strides",
+            "temporal_strides": "temporal_strides",
+            "stem_kernel": "conv1_kernel",
+        }
+    )
+    options["stem_stride"] = _spatial_stride(backbone, "conv1_stride")
+    options["pool_stride"] = _spatial_stride(backbone, "pool1_stride")
+    stages = backbone.take("num_stages", len(options.get("stage_blocks", ())))
+    if "stage_blocks" not in options or stages != len(options["stage_blocks"]):
+        raise UserError("backbone.stage_blocks must give the blocks of every one of the num_stages stages")
+    backbone.expect("out_indices", (stages - 1,))
+    backbone.expect("dilations", (1,) * stages)
+    head.expect("spatial_type", "avg")
+    return {"name": "posec3d", "layout": "coco", **options}
+
+
+def _spatial_stride(backbone: Config, key: str) -> int:
+    """The stride over height and width: `key`_s in MMAction2, `key` = (time, space) in PYSKL."""
+    time, space = backbone.take(key, (1, backbone.take(f"{key}_s", 2)))
+    if time != 1:
+        raise UserError(f"backbone.{key} = {(time, space)} is not supported: only 1 over time")
+    return space
+
+
+BACKBONES: dict[str, Callable[[Config, Config], Options]] = {
+    "STGCN": _stgcn,
+    "AAGCN": _agcn,
+    "CTRGCN": _ctrgcn,
+    "DGSTGCN": _dgstgcn,
     "ProtoGCN": _protogcn,
+    "ResNet3dSlowOnly": _slowonly,
 }
 
 
-def model_options(config: dict[str, Any], layout: str | Path | Layout | None = None) -> dict[str, Any]:
+def model_options(config: dict[str, Any], layout: str | Path | Layout | None = None) -> Options:
     """The arguments of `create_model` (with `name`) that an original model dictionary describes.
 
-    `config` holds `type`, `backbone` and `cls_head`; `layout` replaces the one it names. Raises UserError naming an
-    option that has no counterpart here.
+    `config` holds `type`, `backbone` and `cls_head`, in PYSKL's or MMAction2's spelling; `layout` replaces the one it
+    names. Raises UserError naming an option that has no counterpart here.
     """
-    if "backbone" not in config or "cls_head" not in config:
-        raise UserError("a reference configuration needs 'backbone' and 'cls_head'")
-    recognizer = Config({k: v for k, v in config.items() if k not in ("backbone", "cls_head")}, "model")
-    recognizer.expect("type", "RecognizerGCN")
-    for ignored in ("train_cfg", "test_cfg", "data_preprocessor"):
-        recognizer.take(ignored)
+    recognizer = Config(config, "model")
+    backbone = Config(recognizer.require("backbone"), "backbone")
+    head = Config(recognizer.require("cls_head"), "cls_head")
+    recognizer.expect("type", "RecognizerGCN", "Recognizer3D")
     recognizer.finish()
-    backbone, head = Config(config["backbone"], "backbone"), Config(config["cls_head"], "cls_head")
-    kind = backbone.take("type")
+    kind = backbone.require("type")
     if kind not in BACKBONES:
-        raise UserError(f"backbone.type {kind!r} is not supported: only {', '.join(BACKBONES)}")
+        raise UserError(f"backbone.type = {kind!r} is not supported: only {', '.join(BACKBONES)}")
     options = BACKBONES[kind](backbone, head)
     backbone.finish()
-    options["num_classes"] = head.take("num_classes")
-    options.update(head.rename(head_dropout="dropout"))
-    head_width = head.take("in_channels")
-    head.expect("type", "GCNHead", "SimpleHead")
+    options["num_classes"] = head.require("num_classes")
+    for key in ("dropout", "dropout_ratio"):
+        options.update(head.rename({"head_dropout": key}))
+    head.expect("type", "GCNHead", "SimpleHead", "I3DHead")
+    head.expect("mode", "GCN", "3D")
+    head.take("init_std")
+    head.take("in_channels")  # follows from the backbone
     head.finish()
-    if layout is not None:
-        options["layout"] = layout
-    options["layout"] = load_layout(options["layout"])
-    net = {"options": options, "head_width": head_width}
-    return net["options"]
+    options["layout"] = load_layout(layout if layout is not None else options["layout"])
+    return options
 
 
 def original_parts(net: nn.Module) -> dict[str, list[tuple[str, int]]]:
@@ -134,15 +225,18 @@ def original_parts(net: nn.Module) -> dict[str, list[tuple[str, int]]]:
             start = prefix + "." if prefix else ""
             for own, parts in module.reference_parts().items():
                 cuts[start + own] = [(start + name, rows) for name, rows in parts]
-    names = [name for name, _ in net.named_parameters()] + [name for name, _ in net.named_buffers()]
+    own_names = [name for name, _ in net.named_parameters()] + [name for name, _ in net.named_buffers()]
+    renames = getattr(net, "reference_renames", ())
     return {
-        own: [(_with_prefix(name), rows) for name, rows in cuts.get(own, [(own, -1)])]
-        for own in names
+        own: [(_original_name(name, renames), rows) for name, rows in cuts.get(own, [(own, -1)])]
+        for own in own_names
         if own != "contrast.bank"  # the original keeps it outside the state
     }
 
 
-def _with_prefix(name: str) -> str:
+def _original_name(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for ours, theirs in renames:
+        name = re.sub(ours, theirs, name)
     if name.startswith("fc."):
         return "cls_head.fc_cls." + name.removeprefix("fc.")
     if name.startswith("contrast."):
@@ -151,7 +245,7 @@ def _with_prefix(name: str) -> str:
 
 
 def to_original(net: nn.Module, tensors: State) -> State:
-    """Tensors by our names (state or gradients of `net`) -> by original names, cut as the original has them."""
+    """Tensors by our names (state or gradients of `net`) -> by original names, cut as the original's."""
     result: State = {}
     for own, parts in original_parts(net).items():
         if own not in tensors:
@@ -173,7 +267,7 @@ def load_original(net: nn.Module, state: State) -> dict[str, list[str]]:
     state = {_canonical(name): value for name, value in state.items()}
     own_state = net.state_dict()
     report: dict[str, list[str]] = {"missing": [], "unused": [], "shape": []}
-    used = set()
+    used: set[str] = set()
     for own, parts in original_parts(net).items():
         missing = [name for name, _ in parts if name not in state]
         used.update(name for name, _ in parts)
@@ -207,7 +301,7 @@ def load_reference(
         state = read_state(Path(state))
     options = model_options(config, layout)
     net = create_model(**options)
-    net.load_report = load_original(net, state)
+    net.load_report = load_original(net, state)  # type: ignore[assignment]
     return net.eval()
 
 

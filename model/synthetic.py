@@ -5,8 +5,11 @@ A clip's random numbers come from (seed, setup, camera, subject, repetition, act
 byte, on every machine: see `synthetic_body` for how.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from model.errors import UserError
 from model.ntu import RawClip, parse_name
 from model.synthetic_actions import ACTIONS, LOOSE, Actor, Style, Take
 from model.synthetic_body import BONES, NUM_DOFS, apply, joint_positions, product, rotation
@@ -47,10 +50,17 @@ def make_clip(name: str, seed: int = 0, *, noise: float = 1.0, style: float = 1.
     """Make the clip called `name` (SsssCcccPpppRrrrAaaa) as a sensor would record it.
 
     `noise` scales the sensor's errors, `style` how much people differ. Joints are metres in the camera's frame.
-    Raises UserError for a name of another form.
+    Raises UserError for a name of another form and for numbers that the sample data does not have.
     """
     key = parse_name(name)
     setup, camera, subject, action = key["setup"], key["camera"], key["subject"], key["action"]
+    for number, letter, known in ((setup, "S", _SETUPS), (camera, "C", CAMERAS), (subject, "P", SUBJECTS)):
+        if number not in known:
+            raise UserError(
+                f"{name}: {letter}{number:03} is not in the sample data; there are {_listing(known)}"
+            )
+    if action not in ACTIONS:
+        raise UserError(f"{name}: A{action:03} is not among the sample actions, {_listing(ACTIONS)}")
     draw = _generator(seed, setup, camera, subject, key["repetition"], action)
     manner = _style(seed, subject, action, style)
     frames = 28 + int(33 * float(draw.random()))
@@ -64,13 +74,22 @@ def make_clip(name: str, seed: int = 0, *, noise: float = 1.0, style: float = 1.
         actor.add("yaw", facing if len(actors) == 1 else 0.0)
         # the partner is another subject, whoever comes next
         bones = _bones(seed, subject if number == 0 else subject % len(SUBJECTS) + 1, style)
-        bodies.append(_seen(_grounded(actor, bones), setup, azimuth))
+        bodies.append(_grounded(actor, bones))
+    if take.touch is not None:
+        # people step up until their hands meet, give or take the width of a hand
+        miss = bodies[0][take.touch, 11] - bodies[1][take.touch, 11] + 0.03 * draw.standard_normal(3)
+        bodies[1] = bodies[1] + miss * np.array([1.0, 0.0, 1.0])
+    bodies = [_seen(body, setup, azimuth) for body in bodies]
     present = [np.ones(frames, bool) for _ in bodies]
     recorded = [_recorded(body, bodies, take, noise) for body in bodies]
     ids = [[_FIRST_ID + int(draw.integers(1000, 99999))] * frames for _ in bodies]
     _lose_frames(present, ids, take)
     _add_phantom(recorded, present, ids, take)
     return _listed(name, recorded, present, ids)
+
+
+def _listing(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _generator(*key: int) -> np.random.Generator:

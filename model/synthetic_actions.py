@@ -81,6 +81,7 @@ class Take:
         self.seconds = np.arange(frames) / FRAMES_PER_SECOND
         self.length = float(self.seconds[-1])
         self.delay = self.between(0.0, 0.18) * self.length
+        self.touch: int | None = None  # frame in which the right hands of two people meet
         self.near = style.hand
         self.far = "l" if style.hand == "r" else "r"
 
@@ -311,6 +312,7 @@ def shake_hands(take: Take) -> list[Actor]:
     one, other = _facing(take, take.between(0.85, 1.1))
     lift = take.hold(take.between(0.4, 0.8), take.between(0.65, 1.1), 0.6)
     shake = take.style.size * take.between(2, 9) * sine(take.beat(take.between(0.8, 1.8)))
+    take.touch = int(lift.argmax())
     for actor in (one, other):
         reach = lift * take.between(0.8, 1.05)
         actor.arm("r", reach, SHAKE)

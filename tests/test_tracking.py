@@ -226,6 +226,9 @@ def test_server_never_reached(workspace: Path, monkeypatch: pytest.MonkeyPatch) 
     with tracker.member_run(EXPERIMENT, "m", "member", parent) as run:
         run.log_params({"lr": 0.1})
         run.log_history(HISTORY)
+        bundle = tiny_bundle(workspace / "bundle", tiny_store(workspace / "store"), weights=(1.0,))
+        assert run.log_model("best", bundle, {"test/top1": 0.5}, step=3) is None
+        shutil.rmtree(bundle)  # delivered from the journal's copy
     tracker.end_parent(EXPERIMENT, parent)
     assert run.run_id is None
     with pytest.raises(UserError, match="cannot be reached"):
@@ -239,7 +242,10 @@ def test_server_never_reached(workspace: Path, monkeypatch: pytest.MonkeyPatch) 
     assert member.data.tags["mlflow.parentRunId"] == made.info.run_id
     assert (member.info.status, made.info.status) == ("FINISHED", "FINISHED")
     assert len(points(tracker, member.info.run_id, "train/loss")) == len(HISTORY)
+    (model,) = tracker.client.search_logged_models([tracker.experiment_id(EXPERIMENT)])
+    assert (model.name, model.status, model.metrics[0].value) == ("best", "READY", 0.5)
     assert sync(workspace) == {}
+    assert {path.suffix for path in (workspace / ".work" / "tracking").iterdir()} == {".lock"}
 
 
 def test_server_killed_in_the_middle(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,7 @@ def tiny_checkpoint(path: Path, store: Store, stream: str = "joint", seed: int =
     net = create_model("protogcn", layout=store.layout, num_classes=len(store.classes), in_channels=3, **options)
     state = dict(net.state_dict())
     if bias is not None:
-        name = next(name for name in state if state[name].shape == (len(store.classes),) and name.endswith("bias"))
-        state[name] = torch.zeros(len(store.classes)).index_fill(0, torch.tensor([bias]), 100.0)
+        state["fc.bias"] = torch.zeros(len(store.classes)).index_fill(0, torch.tensor([bias]), 100.0)
     recipe = {
         "stream": stream, "clip_length": 16, "test_clips": 2, "sampler": "protogcn", "difference": "before",
         "persons": None, "augment": [], "finish": None,

@@ -1,7 +1,11 @@
-"""The networks by name. To add one: write its file here, name it below, and in model/reference.py if released."""
+"""The networks by name.
+
+To add one: write its file here, name it below, and in model/reference.py if checkpoints of it were released.
+"""
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +13,57 @@ from torch import nn
 
 from model.errors import UserError
 from model.layouts import Layout, load_layout
-from model.nets.protogcn import PAPER, STREAM_DEFAULTS, ProtoGCN
+from model.nets.agcn import AGCN
+from model.nets.ctrgcn import CTRGCN
+from model.nets.dgstgcn import DGSTGCN
+from model.nets.posec3d import PoseC3D
+from model.nets.protogcn import ProtoGCN
+from model.nets.stgcn import PLUS_PLUS, STGCN
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "stgcn": STGCN,
+    "stgcnpp": partial(STGCN, **PLUS_PLUS),
+    "agcn": AGCN,
+    "ctrgcn": CTRGCN,
+    "dgstgcn": DGSTGCN,
     "protogcn": ProtoGCN,
+    "posec3d": PoseC3D,
 }
 
 
+def network_options(name: str) -> list[str]:
+    """The options that `create_model` takes for the network `name`, its base classes' included."""
+    builder = NETWORKS[name]
+    network: type = builder.func if isinstance(builder, partial) else builder  # type: ignore[assignment]
+    options: list[str] = []
+    for ancestor in network.__mro__:
+        if ancestor is nn.Module:
+            break
+        parameters = inspect.signature(ancestor).parameters.values()
+        options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in options]
+    return options
+
+
 def create_model(
-    name: str, *, layout: str | Path | Layout, num_classes: int, in_channels: int = 3, **options: Any
+    name: str, *, layout: str | Path | Layout, num_classes: int, in_channels: int | None = None, **options: Any
 ) -> nn.Module:
     """A fresh network by name.
 
-    Graph networks: `net(x)` gives logits (N, num_classes) for float32 x (N, M, T, V, in_channels),
-    `net.features(x)` what the classifier sees, `net.loss(x, labels)` (total, detached parts by name).
+    Graph networks: `net(x)` gives logits (N, num_classes) for float32 x (N, M, T, V, in_channels), three channels
+    unless given. `posec3d`: x (N, in_channels, T, H, W) heat maps, one channel per joint unless given. All have
+    `net.features(x)`, what the classifier sees, and `net.loss(x, labels)`, the total and its detached parts by name.
     Raises UserError for an unknown name, layout or option.
     """
     if name not in NETWORKS:
         raise UserError(f"network {name!r} is unknown: choose one of {', '.join(NETWORKS)}")
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; it must be at least 1")
-    known = [p.name for p in inspect.signature(NETWORKS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = network_options(name)
     unknown = [option for option in options if option not in known]
     if unknown:
         raise UserError(
             f"network {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}"
         )
-    return NETWORKS[name](load_layout(layout), num_classes, in_channels, **options)
-
-
-def stream_options(name: str, stream: str, setting: str = "released") -> dict[str, Any]:
-    """Options in which a network's recipes differ by stream: the `released` values, or the `paper`'s single setting."""
-    if name != "protogcn":
-        return {}
-    return dict(PAPER if setting == "paper" else STREAM_DEFAULTS[stream])
+    if in_channels is not None:
+        options["in_channels"] = in_channels
+    return NETWORKS[name](load_layout(layout), num_classes, **options)

@@ -8,7 +8,6 @@ are cut (see model.reference).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,21 @@ from model.nets.norm import BatchNorm
 Branch = tuple[int | str, int] | str  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
 Parts = dict[str, list[tuple[str, int]]]  # own tensor -> (original name, rows), in order along dimension 0
+
+
+def init_fan_out(weight: Tensor, bias: Tensor | None, parts: int = 1) -> None:
+    """Kaiming-normal by fan-out and zero bias, the field's choice; `parts` are convolutions computed as one."""
+    for part in weight.data.chunk(parts):
+        nn.init.kaiming_normal_(part, mode="fan_out")
+    if bias is not None:
+        nn.init.zeros_(bias)
+
+
+def init_time_convs(net: nn.Module) -> None:
+    """MMAction2's start of temporal and residual units: fan-out instead of torch's default."""
+    for module in net.modules():
+        if isinstance(module, TemporalUnit | TimeConv):
+            init_fan_out(module.conv.weight, module.conv.bias)
 
 
 def joints_last(x: Tensor) -> Tensor:
@@ -207,23 +221,32 @@ class GraphNetwork(nn.Module):
     `make_block(stage)` builds one block. An empty second person counts in the mean, as in all released code.
     """
 
+    # (pattern, replacement) pairs from our tensor names to the original's, where they differ.
+    reference_renames: tuple[tuple[str, str], ...] = ()
+
     def __init__(
         self,
         layout: Layout,
         num_classes: int,
-        stages: list[Stage],
+        in_channels: int,
         make_block: Callable[[Stage], nn.Module],
         *,
+        base_channels: int = 64,
+        num_stages: int = 10,
+        inflate_stages: Iterable[int] = (5, 8),
+        down_stages: Iterable[int] = (5, 8),
+        ch_ratio: float = 2,
         persons: int = 2,
         norm_per_person: bool = False,
         head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        stages = plan_stages(in_channels, base_channels, num_stages, inflate_stages, down_stages, ch_ratio)
         self.num_joints = layout.num_joints
-        self.in_channels = stages[0].in_channels
+        self.in_channels = in_channels
         self.persons = persons
         self.norm_per_person = norm_per_person
-        features = layout.num_joints * self.in_channels
+        features = layout.num_joints * in_channels
         self.data_bn = BatchNorm(features * (persons if norm_per_person else 1))
         self.gcn = nn.ModuleList(make_block(stage) for stage in stages)
         self.head_drop = nn.Dropout(head_dropout)
@@ -270,18 +293,17 @@ class GraphNetwork(nn.Module):
         """Class scores before softmax (N, classes) of clips (N, M, T, V, C)."""
         return self.fc(self.head_drop(self.features(x)))
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """Mean cross entropy in the precision of the weights, whatever autocast made of the scores."""
-        return F.cross_entropy(logits.to(self.fc.weight.dtype), labels, label_smoothing=label_smoothing)
-
     def loss(
         self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of clips (N, M, T, V, C) with labels (N,), and its parts by name (detached)."""
-        total = self.cross_entropy(self(x), labels, label_smoothing)
-        return total, {"ce": total.detach()}
+        return classification_loss(self(x), labels, label_smoothing)
 
 
-def convert(value: Any) -> Any:
-    """Lists of a configuration (JSON has no tuples) as tuples, recursively."""
-    return tuple(convert(item) for item in value) if isinstance(value, list | tuple) else value
+def classification_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross entropy of scores (N, classes), in float32 at least whatever autocast made of them."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    total = F.cross_entropy(wide, labels, label_smoothing=label_smoothing)
+    return total, {"ce": total.detach()}

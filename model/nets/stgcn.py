@@ -1,0 +1,118 @@
+"""ST-GCN (Yan et al. 2018) and ST-GCN++ (Duan et al. 2022), which is the first with four options changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.errors import UserError
+from model.graph import adjacency
+from model.layouts import Layout
+from model.nets.blocks import (
+    BRANCHES,
+    Block,
+    Branch,
+    GraphNetwork,
+    MultiScaleTemporal,
+    Stage,
+    TemporalUnit,
+    channels_first,
+    init_time_convs,
+    joints_last,
+)
+from model.nets.norm import BatchNorm
+
+# What makes ST-GCN++ of ST-GCN.
+PLUS_PLUS: dict[str, Any] = {
+    "graph_mode": "spatial",
+    "adaptive": "init",
+    "with_residual": True,
+    "temporal": "multi_scale",
+}
+
+
+class SharedGraphConv(nn.Module):
+    """Graph convolution with topologies (K, V, V) that all clips and channels share.
+
+    `adaptive` "importance": fixed A times a learned weight per edge, "init": A itself is learned.
+    """
+
+    def __init__(self, stage: Stage, topology: Tensor, adaptive: str, with_residual: bool) -> None:
+        super().__init__()
+        if adaptive == "importance":
+            self.PA = nn.Parameter(torch.ones_like(topology))
+            self.register_buffer("A", topology.clone())
+        elif adaptive == "init":
+            self.PA = None
+            self.A = nn.Parameter(topology.clone())
+        else:
+            raise UserError(f"adaptive {adaptive!r} is unknown: choose 'importance' or 'init'")
+        self.subsets = len(topology)
+        self.conv = nn.Conv2d(stage.in_channels, self.subsets * stage.out_channels, 1)
+        self.bn = BatchNorm(stage.out_channels)
+        self.with_residual = with_residual
+        self.down = (
+            nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
+            if with_residual and stage.in_channels != stage.out_channels
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.A if self.PA is None else self.A * self.PA
+        values = joints_last(self.conv(x))  # (N, T, V, K*C)
+        clips, frames, joints, _ = values.shape
+        # One product over sources and subsets: (W, V*K) times (V*K, C) for every frame.
+        receivers = weights.permute(2, 1, 0).reshape(joints, -1).expand(clips * frames, -1, -1)
+        y = torch.bmm(receivers.to(values.dtype), values.reshape(clips * frames, joints * self.subsets, -1))
+        y = self.bn(channels_first(y.view(clips, frames, joints, -1)))
+        if self.with_residual:
+            y = y + self.down(x)
+        return F.relu(y, inplace=True)
+
+
+class STGCN(GraphNetwork):
+    """ST-GCN; with the options `PLUS_PLUS`, ST-GCN++.
+
+    `initialisation` "mmaction2" starts temporal and residual convolutions by fan-out, "pyskl" leaves torch's defaults.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        graph_mode: str = "stgcn_spatial",
+        max_hop: int = 1,
+        adaptive: str = "importance",
+        with_residual: bool = False,
+        temporal: str = "single",
+        branches: Sequence[Branch] = BRANCHES,
+        temporal_dropout: float = 0.0,
+        initialisation: str = "mmaction2",
+        **trunk: Any,
+    ) -> None:
+        if temporal not in ("single", "multi_scale"):
+            raise UserError(f"temporal {temporal!r} is unknown: choose 'single' or 'multi_scale'")
+        if initialisation not in ("mmaction2", "pyskl"):
+            raise UserError(f"initialisation {initialisation!r} is unknown: choose 'mmaction2' or 'pyskl'")
+        hops = {"max_hop": max_hop} if graph_mode == "stgcn_spatial" else {}
+        topology = torch.from_numpy(adjacency(layout, graph_mode, **hops)).float()
+
+        def make_block(stage: Stage) -> Block:
+            gcn = SharedGraphConv(stage, topology, adaptive, with_residual)
+            # The first block drops nothing, as released.
+            dropout = temporal_dropout if stage.residual else 0.0
+            width = stage.out_channels
+            tcn: nn.Module
+            if temporal == "single":
+                tcn = TemporalUnit(width, width, stride=stage.stride, dropout=dropout)
+            else:
+                tcn = MultiScaleTemporal(width, width, stage.stride, branches=branches, dropout=dropout)
+            return Block(gcn, tcn, stage)
+
+        super().__init__(layout, num_classes, in_channels, make_block, **trunk)
+        if initialisation == "mmaction2":
+            init_time_convs(self)
