@@ -83,9 +83,7 @@ class Delivery:
         label = InputTag(key="mlflow.data.context", value=context)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset=entity, tags=[label])])
 
-    def model(
-        self, name: str, bundle: str, points: list[Point], dataset: tuple[str, str] | None, step: int
-    ) -> str:
+    def model(self, name: str, bundle: str, points: list[Point], dataset: tuple[str, str] | None, step: int) -> str:
         """Log a bundle as a logged model of the run, once, with its metrics; its URI."""
         from components.servable import log_bundle
 

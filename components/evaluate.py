@@ -46,9 +46,7 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
             path = trained / f"{which}.pt"
             checkpoint = load_checkpoint(path)
             if list(checkpoint["classes"]) != list(store.classes) or checkpoint["data_hash"] != store.data_hash:
-                raise UserError(
-                    f"{path}: trained on other data or classes than {data} holds; train {member!r} again"
-                )
+                raise UserError(f"{path}: trained on other data or classes than {data} holds; train {member!r} again")
             net = build_network(checkpoint).to(device)
             recipe = {**checkpoint["recipe"], "test_clips": params.entry.recipe.test_clips}
             metrics[which] = {"epoch": checkpoint["epoch"]}

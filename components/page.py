@@ -192,8 +192,8 @@ def _amount(value: Any) -> str:
 def _flat(values: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, text) of nested plain values; an inner dictionary of plain values is one line."""
     if isinstance(values, dict):
-        if name and not any(isinstance(value, dict) for value in values.values()):
-            return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items()))]
+        if name and not any(value and isinstance(value, dict) for value in values.values()):
+            return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value != {}))]
         return [pair for key, value in values.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     return [(name, _plain(values))]
 

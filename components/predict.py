@@ -16,7 +16,9 @@ from model.errors import UserError
 Clip = dict[str, Any]
 
 
-def predict(model_uri: str, files: list[Path], out: Path | None = None, as_json: bool = False) -> list[dict[str, Any]]:
+def predict(
+    model_uri: str, files: list[Path], /, *, out: Path | None = None, as_json: bool = False
+) -> list[dict[str, Any]]:
     """Classify raw clips and print a table, or JSON.
 
     Args:

@@ -112,9 +112,7 @@ def _register(
         )
         key = bundle_key(bundle)
         weights = {member.name: member.weight for member in candidate.members}
-        with tracker.ensemble_run(
-            experiment, f"ensemble/{candidate.name}", key, parent, dict(candidate.tags)
-        ) as run:
+        with tracker.ensemble_run(experiment, f"ensemble/{candidate.name}", key, parent, dict(candidate.tags)) as run:
             run.log_params({"members": versions, "weights": weights})
             run.log_dataset(candidate.tags.get("dataset", "data"), store.data_hash, source=store.meta["source"])
             logged = run.log_model("ensemble", bundle, dict(candidate.metrics))
@@ -127,9 +125,7 @@ def _register(
             "weights": json.dumps(weights, sort_keys=True),
             **_metric_tags(candidate.metrics),
         }
-        version, new = register_model(
-            tracker.client, candidate.registered, logged.removeprefix("models:/"), key, tags
-        )
+        version, new = register_model(tracker.client, candidate.registered, logged.removeprefix("models:/"), key, tags)
         outcome = _challenge(tracker, store, candidate, gate, version, bundle, Path(scratch))
     return {
         "members": versions,
@@ -208,9 +204,7 @@ def _challenge(
         return _outcome(champion, gate.split, stays + f"the champion {told}, so the two cannot be compared")
     theirs = rival.score(store, gate.positions, gate.split)
     own = load_bundle(bundle).score(store, gate.positions, gate.split)
-    gain = paired_bootstrap(
-        own.labels, theirs.scores, own.scores, seed=gate.seed, draws=gate.draws, groups=gate.groups
-    )
+    gain = paired_bootstrap(own.labels, theirs.scores, own.scores, seed=gate.seed, draws=gate.draws, groups=gate.groups)
     figures = f"top-1 gain on {len(ids)} {gate.split} clips {_percent(gain)}"
     if gain["low"] > 0:
         client.set_registered_model_alias(name, PREVIOUS, champion)

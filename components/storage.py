@@ -150,9 +150,7 @@ def _s3_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreachable(uri: str, verb: str, error: Exception) -> UserError:
-    return UserError(
-        f"{uri}: cannot be {verb} ({error}); check the bucket, the credentials and AWS_ENDPOINT_URL"
-    )
+    return UserError(f"{uri}: cannot be {verb} ({error}); check the bucket, the credentials and AWS_ENDPOINT_URL")
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

@@ -65,9 +65,7 @@ def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store)
     run.log_environment(CODE)
 
 
-def track_evaluation(
-    params: Params, member: str, store: Store, trained: Path, metrics: dict[str, Any]
-) -> None:
+def track_evaluation(params: Params, member: str, store: Store, trained: Path, metrics: dict[str, Any]) -> None:
     """Log both checkpoints as models with their scores, and the counted scores as the run's own."""
     with member_run(params, member, store) as run:
         last_step = max(metrics["best"]["epoch"], metrics["last"]["epoch"])

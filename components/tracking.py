@@ -177,9 +177,7 @@ class Tracker:
                 monitor.finish()
             run.close(status)
 
-    def link_member(
-        self, experiment: str, parent: str, key: str, name: str, metrics: dict[str, float]
-    ) -> str | None:
+    def link_member(self, experiment: str, parent: str, key: str, name: str, metrics: dict[str, float]) -> str | None:
         """Show a member that this pipeline run did not train, with its final metrics, under `parent`.
 
         A member that was trained under this very parent is there already. One trained under another parent,
@@ -266,8 +264,7 @@ def sync(workspace: str | Path) -> dict[str, int]:
             delivered[path.stem] = deliver(tracker, Journal(path))
         except Exception as error:
             raise UserError(
-                f"{tracker.uri}: cannot be reached ({brief(error)}); "
-                f"{path} waits: start the server and sync again"
+                f"{tracker.uri}: cannot be reached ({brief(error)}); {path} waits: start the server and sync again"
             ) from None
     print(f"{tracker.uri}: {sum(delivered.values())} lines of {len(delivered)} runs delivered", file=sys.stderr)
     return delivered

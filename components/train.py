@@ -62,7 +62,9 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
             fingerprint={"code, parameters and data": key},
         )
         if rank == 0:
-            _publish(result, out)
+            if run is not None:
+                run.log_history(result.history)  # a kill between checkpoint and log loses a line of it
+            _publish(result, out, sum(p.numel() for p in job["net"].parameters()))
 
 
 def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[str, Any]:
@@ -134,12 +136,13 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
     }
 
 
-def _publish(result: Any, out: Path) -> None:
+def _publish(result: Any, out: Path, parameters: int) -> None:
     with staged_dir(out) as aside:
         shutil.copyfile(result.best_path, aside / "best.pt")
         shutil.copyfile(result.last_path, aside / "last.pt")
         write_json(aside / "history.json", result.history)
-        write_json(aside / "train.json", {"best_epoch": result.best_epoch, "epochs": len(result.history)})
+        facts = {"best_epoch": result.best_epoch, "epochs": len(result.history), "parameters": parameters}
+        write_json(aside / "train.json", facts)
 
 
 def _torchrun(processes: int) -> None:

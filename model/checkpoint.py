@@ -121,6 +121,4 @@ def build_network(checkpoint: dict[str, Any], where: str = "checkpoint") -> nn.M
 
 def plain_state(net: nn.Module) -> dict[str, Tensor]:
     """A copy of the network's state on the CPU that later training steps do not change."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()
-    }
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}

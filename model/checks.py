@@ -46,9 +46,7 @@ def check_training_clips(clips: Clips, num_classes: int, batch_size: int, seed: 
         flawed = ~torch.isfinite(x).all(dim=1)
         if flawed.any():
             row = int(part[int(flawed.nonzero()[0])])
-            raise UserError(
-                f"training set: sample {clips.ids[row]!r} holds NaN or infinite values; preprocess again"
-            )
+            raise UserError(f"training set: sample {clips.ids[row]!r} holds NaN or infinite values; preprocess again")
         empty = empty and not bool(x.any())
     if empty:
         raise UserError(

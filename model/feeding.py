@@ -11,6 +11,7 @@ import numpy as np
 from model.clips import Clips
 from model.store import Store
 
+
 def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> Clips:
     """Randomly sampled and augmented clips, one per sample."""
     return _clips(store, positions, recipe, 1, True, device)

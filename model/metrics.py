@@ -75,9 +75,7 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Average precision is the sum over the distinct score thresholds of precision times the gain in recall.
     Classes without a positive clip are left out; without any positive clip the result is NaN.
     """
-    precisions = [
-        _average_precision(scores[:, k], labels[:, k]) for k in range(scores.shape[1]) if labels[:, k].any()
-    ]
+    precisions = [_average_precision(scores[:, k], labels[:, k]) for k in range(scores.shape[1]) if labels[:, k].any()]
     return float(np.mean(precisions)) if precisions else float("nan")
 
 

@@ -71,9 +71,7 @@ def convert_pyskl(raw: RawClip) -> np.ndarray:
     if len(tracks) > 1:
         tracks = [track for track in tracks if len(track.joints) >= SHORTEST_TRACK]
         if not tracks:
-            raise UserError(
-                f"{raw.name}: all its tracks are shorter than {SHORTEST_TRACK} frames; leave it out"
-            )
+            raise UserError(f"{raw.name}: all its tracks are shorter than {SHORTEST_TRACK} frames; leave it out")
     if len(tracks) > 1:
         tracks = [track for track in map(_upright, tracks) if track is not None]
         if not tracks:
@@ -123,9 +121,7 @@ def _two_slots(tracks: list[_Track]) -> np.ndarray:
             if hull is None or track.end <= hull[0] or track.start >= hull[1]:
                 slots[slot, track.start : track.end] = track.joints
                 hulls[slot] = (
-                    (track.start, track.end)
-                    if hull is None
-                    else (min(track.start, hull[0]), max(track.end, hull[1]))
+                    (track.start, track.end) if hull is None else (min(track.start, hull[0]), max(track.end, hull[1]))
                 )
                 break
     seen = np.flatnonzero(np.abs(slots).sum(axis=(0, 2, 3)) >= 1e-3)

@@ -89,9 +89,7 @@ def parse_skeleton(text: bytes, name: str) -> RawClip:
         bodies = _count(lines, at, f"the number of bodies of frame {frame + 1}", name)
         at += 1
         if bodies * (NUM_JOINTS + 2) > total - at:
-            what = (
-                f"declares {bodies} bodies in frame {frame + 1} of {frames}, but {total - at} lines are left"
-            )
+            what = f"declares {bodies} bodies in frame {frame + 1} of {frames}, but {total - at} lines are left"
             raise _broken(name, at - 1, what)
         for _ in range(bodies):
             ids.append(_body_id(lines, at, name))

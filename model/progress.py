@@ -11,9 +11,7 @@ _BAR = 20  # characters
 class Progress:
     """Shows epoch, loss, samples/s, the share of time spent waiting for data, and the time left."""
 
-    def __init__(
-        self, epochs: int, done: int, steps: int, *, shown: bool, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, epochs: int, done: int, steps: int, *, shown: bool, stream: TextIO | None = None) -> None:
         self.epochs = epochs
         self.steps = steps
         self.stream = sys.stderr if stream is None else stream

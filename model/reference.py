@@ -244,8 +244,11 @@ def _original_name(name: str, renames: tuple[tuple[str, str], ...]) -> str:
     return "backbone." + name
 
 
-def to_original(net: nn.Module, tensors: State) -> State:
-    """Tensors by our names (state or gradients of `net`) -> by original names, cut as the original's."""
+def to_original(net: nn.Module, tensors: State, classifier: str = "fc_cls") -> State:
+    """Tensors by our names (state or gradients of `net`) -> by original names, cut as the original's.
+
+    `classifier` is "fc_cls" in PYSKL, ProtoGCN and PoseC3D, and "fc" in MMAction2's graph networks.
+    """
     result: State = {}
     for own, parts in original_parts(net).items():
         if own not in tensors:
@@ -256,7 +259,7 @@ def to_original(net: nn.Module, tensors: State) -> State:
         else:
             pieces = value.split([rows for _, rows in parts])
             result.update({name: piece for (name, _), piece in zip(parts, pieces, strict=True)})
-    return result
+    return {name.replace("cls_head.fc_cls.", f"cls_head.{classifier}."): value for name, value in result.items()}
 
 
 def load_original(net: nn.Module, state: State) -> dict[str, list[str]]:

@@ -26,9 +26,7 @@ def score_clips(
     flawed = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(flawed):
         names = ", ".join(repr(clips.ids[row]) for row in flawed[:3])
-        raise UserError(
-            f"{len(flawed)} samples ({names}) get NaN scores; the weights are spoilt, train again"
-        )
+        raise UserError(f"{len(flawed)} samples ({names}) get NaN scores; the weights are spoilt, train again")
     return scores
 
 

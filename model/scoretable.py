@@ -131,9 +131,7 @@ def _check(table: ScoreTable, where: str) -> None:
             f"({clips} ids, {classes} classes)"
         )
     if table.labels.dtype != np.int64 or table.labels.shape != (clips,):
-        raise UserError(
-            f"{where}: labels are {table.labels.dtype} {table.labels.shape}, expected int64 ({clips} ids,)"
-        )
+        raise UserError(f"{where}: labels are {table.labels.dtype} {table.labels.shape}, expected int64 ({clips} ids,)")
     if not np.isfinite(table.scores).all():
         row = int(np.flatnonzero(~np.isfinite(table.scores).all(axis=1))[0])
         raise UserError(f"{where}: score of sample {table.ids[row]!r} is NaN or infinite; train again")
@@ -144,6 +142,5 @@ def _check(table: ScoreTable, where: str) -> None:
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise UserError(
-            f"{where}: label {int(table.labels[row])} of sample {table.ids[row]!r} lies outside the "
-            f"{classes} classes"
+            f"{where}: label {int(table.labels[row])} of sample {table.ids[row]!r} lies outside the {classes} classes"
         )

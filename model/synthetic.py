@@ -56,9 +56,7 @@ def make_clip(name: str, seed: int = 0, *, noise: float = 1.0, style: float = 1.
     setup, camera, subject, action = key["setup"], key["camera"], key["subject"], key["action"]
     for number, letter, known in ((setup, "S", _SETUPS), (camera, "C", CAMERAS), (subject, "P", SUBJECTS)):
         if number not in known:
-            raise UserError(
-                f"{name}: {letter}{number:03} is not in the sample data; there are {_listing(known)}"
-            )
+            raise UserError(f"{name}: {letter}{number:03} is not in the sample data; there are {_listing(known)}")
     if action not in ACTIONS:
         raise UserError(f"{name}: A{action:03} is not among the sample actions, {_listing(ACTIONS)}")
     draw = _generator(seed, setup, camera, subject, key["repetition"], action)
@@ -193,9 +191,7 @@ def _lose_frames(present: list[np.ndarray], ids: list[list[int]], take: Take) ->
         ids[0][change:] = [ids[0][0] + 1] * (frames - change)
 
 
-def _add_phantom(
-    recorded: list[np.ndarray], present: list[np.ndarray], ids: list[list[int]], take: Take
-) -> None:
+def _add_phantom(recorded: list[np.ndarray], present: list[np.ndarray], ids: list[list[int]], take: Take) -> None:
     """Now and then, see a body where there is none: a short flash of one, or a piece of furniture."""
     if not take.chance(0.08):
         return
@@ -217,9 +213,7 @@ def _add_phantom(
     ids.append([_FIRST_ID + int(take.draw.integers(1000, 99999))] * frames)
 
 
-def _listed(
-    name: str, recorded: list[np.ndarray], present: list[np.ndarray], ids: list[list[int]]
-) -> RawClip:
+def _listed(name: str, recorded: list[np.ndarray], present: list[np.ndarray], ids: list[list[int]]) -> RawClip:
     """Put the bodies into the order of a file: frame by frame."""
     seen = np.stack(present, axis=1)  # (T, bodies)
     joints = np.stack(recorded, axis=1)[seen].astype(np.float32)

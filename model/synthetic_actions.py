@@ -180,9 +180,7 @@ def phone(take: Take) -> list[Actor]:
     return [actor]
 
 
-def _at_table(
-    take: Take, near: Mapping[str, float], far: Mapping[str, float], bow: float
-) -> tuple[Actor, np.ndarray]:
+def _at_table(take: Take, near: Mapping[str, float], far: Mapping[str, float], bow: float) -> tuple[Actor, np.ndarray]:
     actor = take.stand(seated=0.5)
     work = take.hold(take.between(0.4, 0.9), take.between(0.85, 1.5), 0.7)
     actor.arm(take.near, work, near)

@@ -97,14 +97,10 @@ def joint_positions(pose: np.ndarray, bones: dict[int, np.ndarray]) -> np.ndarra
         return pose[:, DOF[name]]
 
     pelvis = rotation("y", angle("yaw"))
-    half = product(
-        rotation("x", angle("bend") / 2), rotation("z", angle("side") / 2), rotation("y", angle("turn") / 2)
-    )
+    half = product(rotation("x", angle("bend") / 2), rotation("z", angle("side") / 2), rotation("y", angle("turn") / 2))
     chest = product(pelvis, half, half)
     frames = {1: product(pelvis, half), 20: chest, 2: chest}
-    frames[3] = product(
-        chest, rotation("y", angle("look")), rotation("x", angle("nod")), rotation("z", angle("tilt"))
-    )
+    frames[3] = product(chest, rotation("y", angle("look")), rotation("x", angle("nod")), rotation("z", angle("tilt")))
     for side, sign, arm, leg in (("l", 1, (4, 5, 6, 7, 21, 22), (12, 13, 14, 15)),
                                  ("r", -1, (8, 9, 10, 11, 23, 24), (16, 17, 18, 19))):  # fmt: skip
         away = rotation("y", sign * angle(f"out_{side}"))
@@ -120,9 +116,7 @@ def joint_positions(pose: np.ndarray, bones: dict[int, np.ndarray]) -> np.ndarra
         frames[arm[0]] = product(chest, rotation("z", sign * angle(f"shrug_{side}")))
         frames[arm[1]], frames[arm[2]] = shoulder, forearm
         frames[arm[3]] = frames[arm[4]] = frames[arm[5]] = hand
-        thigh = product(
-            pelvis, rotation("z", sign * angle(f"spread_{side}")), rotation("x", -angle(f"hip_{side}"))
-        )
+        thigh = product(pelvis, rotation("z", sign * angle(f"spread_{side}")), rotation("x", -angle(f"hip_{side}")))
         shank = product(thigh, rotation("x", angle(f"knee_{side}")))
         frames[leg[0]] = pelvis
         frames[leg[1]], frames[leg[2]] = thigh, shank

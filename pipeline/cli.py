@@ -10,7 +10,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
@@ -65,14 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
     options.pop("verb")
     assert function is not None
     try:
-        result = function(**resolve(function, options))
+        result = call(function, options)
     except UserError as error:
         print(f"sixstream: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sixstream: interrupted", file=sys.stderr)
         return 130
-    return result if isinstance(result, int) else 0
+    # Components answer with what they made, the pipeline's own verbs with an exit code.
+    return result if type(result) is int else 0
 
 
 def load_function(target: str) -> Callable[..., Any]:
@@ -83,7 +83,7 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """One option per parameter of `function`; a parameter called `params` is read from a params.yaml."""
+    """One option per parameter of `function`, an argument without a flag where the function takes it by position."""
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         flag = "--" + name.replace("_", "-")
@@ -93,8 +93,8 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
             continue
         kind, many = plain_type(hints[name])
         required = parameter.default is inspect.Parameter.empty
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            parser.add_argument(name, nargs="+", type=kind, help=help_text)
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, nargs="+" if many else None, type=kind, help=help_text)
         elif kind is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
         else:
@@ -109,13 +109,15 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
             )
 
 
-def resolve(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Replace the path in `params` by the parameters read from it."""
-    if "params" in inspect.signature(function).parameters:
+def call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Call `function` with parsed options; `params` is the path of parameters, which are read here."""
+    if "params" in options:
         from components.params import load_params
 
-        options["params"] = load_params(options["params"])
-    return options
+        options = {**options, "params": load_params(options["params"])}
+    parameters = inspect.signature(function).parameters.values()
+    first = [options.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    return function(*first, **options)
 
 
 def plain_type(hint: Any) -> tuple[Callable[[str], Any], bool]:

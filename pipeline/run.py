@@ -118,9 +118,7 @@ def _members(params: Params, jobs: int, devices: list[str], environment: dict[st
         raise UserError(f"members that failed: {', '.join(failed)}; their messages stand above, the others are kept")
 
 
-def _dvc(
-    arguments: list[str], extra: dict[str, str] | None = None, wait: bool = False, check: bool = True
-) -> int:
+def _dvc(arguments: list[str], extra: dict[str, str] | None = None, wait: bool = False, check: bool = True) -> int:
     command = [sys.executable, "-m", "dvc", *(["--wait-for-lock"] if wait else []), *arguments]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **(extra or {})}

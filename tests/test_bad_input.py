@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_run import annotations, small_params, write_params, write_raw
 
 from pipeline.cli import main
-from small_run import annotations, small_params, write_params, write_raw
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -176,9 +176,7 @@ def test_unknown_member_and_split(
     other = trained / "other.yaml"
     other.write_text(write_params(trained, params).read_text())
     write_params(trained, small_params())
-    code, message = _run(
-        capsys, "train", "--params", str(other), "--member", "joint", "--data", "packed", "--out", "x"
-    )
+    code, message = _run(capsys, "train", "--params", str(other), "--member", "joint", "--data", "packed", "--out", "x")
     assert code == 2 and "'b_train'" in message and "a_train" in message
     assert not (trained / "x").exists()
 
@@ -192,9 +190,7 @@ def test_network_option_that_does_not_exist(
     other = trained / "wide.yaml"
     other.write_text(write_params(trained, params).read_text())
     write_params(trained, small_params())
-    code, message = _run(
-        capsys, "train", "--params", str(other), "--member", "joint", "--data", "packed", "--out", "x"
-    )
+    code, message = _run(capsys, "train", "--params", str(other), "--member", "joint", "--data", "packed", "--out", "x")
     assert code == 2 and "'width'" in message and "base_channels" in message
 
 

@@ -233,13 +233,7 @@ def test_splits_are_the_original_ones(case: str) -> None:
 
 
 def test_splits_partition_and_refuse_other_counts() -> None:
-    names = [
-        f"S{s:03}C{c:03}P{p:03}R001A{a:03}"
-        for s in (1, 2)
-        for c in (1, 2, 3)
-        for p in (1, 3)
-        for a in (1, 61)
-    ]
+    names = [f"S{s:03}C{c:03}P{p:03}R001A{a:03}" for s in (1, 2) for c in (1, 2, 3) for p in (1, 3) for a in (1, 61)]
     for actions, left in ((60, 12), (120, 24)):
         splits = ntu.ntu_splits(names, actions=actions)
         for protocol in {key.split("_")[0] for key in splits}:

@@ -148,9 +148,7 @@ def test_gate_must_be_apart_from_test_and_training(tracker: Tracker, store: Stor
     assert versions(tracker.client, NAME) == []
 
 
-def test_registry_that_is_away_is_named(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registry_that_is_away_is_named(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="127.0.0.1:9: not registered"):

@@ -139,9 +139,7 @@ def test_actions_look_like_their_names(subject: int) -> None:
 
     def nearest_to_head(action: int) -> float:
         body = clean(action, subject)[0]
-        return min(
-            np.linalg.norm(body[:, hand] - body[:, HEAD], axis=-1).min() for hand in (LEFT_HAND, RIGHT_HAND)
-        )
+        return min(np.linalg.norm(body[:, hand] - body[:, HEAD], axis=-1).min() for hand in (LEFT_HAND, RIGHT_HAND))
 
     assert max(map(nearest_to_head, (1, 28))) < 0.3 < min(map(nearest_to_head, (12, 30)))
 

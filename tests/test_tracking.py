@@ -59,9 +59,11 @@ def points(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in tracker.client.get_metric_history(run_id, key))
 
 
-def test_another_workspace_is_another_database(tracker: Tracker, tmp_path: Path) -> None:
+def test_another_workspace_is_another_database(tracker: Tracker, database: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(database, tmp_path / "other")
     other = connect(tmp_path / "other")
-    assert (tmp_path / "other" / "mlflow.db").is_file() and tracker.uri != other.uri
+    assert tracker.uri != other.uri
     tracker.client.create_registered_model("mine")
     assert [model.name for model in tracker.client.search_registered_models()] == ["mine"]
     assert not other.client.search_registered_models()

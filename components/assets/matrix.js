@@ -85,9 +85,12 @@ function makeMatrix(rows, classes, onChoose) {
   // Class names, thinned out where they would overlap.
   function names(lines, columns, left, top, cell, read, width) {
     const every = Math.max(1, Math.ceil(11 / cell)), size = Math.min(12, Math.max(9, cell * 0.8));
-    const letters = Math.floor((gutter - 8) / (size * 0.53));
-    const cut = (name) => (name.length > letters ? name.slice(0, letters - 1) + "…" : name);
     pen.font = `${size}px system-ui, sans-serif`;
+    const cut = (name) => {
+      let kept = name;
+      while (kept.length > 1 && pen.measureText(kept === name ? name : kept + "…").width > gutter - 8) kept = kept.slice(0, -1);
+      return kept === name ? name : kept + "…";
+    };
     pen.textBaseline = "middle";
     const write = (position, axis) => {
       const own = cursor && cursor[axis] === position;
