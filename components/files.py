@@ -1,31 +1,13 @@
 """Files that appear whole or not at all: everything is written aside and renamed into place."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.atomic import staged_dir, write_bytes
 from model.errors import UserError
 
-
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write `content` to `path` atomically, making the parent folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    return path
+__all__ = ["read_json", "staged_dir", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, content: str) -> Path:
@@ -47,30 +29,3 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); write it again") from None
-
-
-@contextmanager
-def staged_dir(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; on success it takes the place of `folder`, on failure it is removed."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.chmod(aside, 0o777 & ~_umask())
-    try:
-        yield aside
-        if folder.exists():
-            former = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            os.replace(folder, former / "former")
-            os.replace(aside, folder)
-            shutil.rmtree(former, ignore_errors=True)
-        else:
-            os.replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

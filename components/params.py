@@ -78,7 +78,7 @@ class Recipe(Strict):
     augment: list[Options] = Field(default_factory=list, description="training augmentation, in order")
     setting: Literal["released", "paper"] = Field(
         "released",
-        description="whose per-stream network options are the defaults: the released recipes' or the paper's",
+        description="whose options per stream are the network's defaults: the released recipes' or the paper's",
     )
     network: dict[str, Options] = Field(default_factory=dict, description="options per network name")
     streams: dict[Stream, StreamRecipe] = Field(default_factory=dict, description="what single streams change")

@@ -15,18 +15,15 @@ Equal clips give equal bytes: no times, no machine's paths.
 """
 
 import json
-import os
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from model.atomic import staged_dir
 from model.errors import UserError
 from model.layouts import Layout, layout_from_dict, layout_to_dict
 
@@ -114,7 +111,8 @@ def write_store(
     image_sizes: list[tuple[float, float] | None] = []
     index: list[tuple[int, int, int]] = []
     rows = 0
-    with _staged(folder) as aside:
+    _refuse_foreign(folder)
+    with staged_dir(folder) as aside:
         with open(aside / "joints.npy", "wb") as stream:
             header = _write_header(stream, (0, *row_shape), dtype)
             for clip in clips:
@@ -297,26 +295,8 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` on success and vanishes on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _refuse_foreign(folder: Path) -> None:
+    """Raise UserError when writing a store to `folder` would take away something else."""
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / "store.json").is_file():
         raise UserError(f"{folder}: exists and is not a packed store; choose another folder")
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(aside, 0o777 & ~umask)
-    try:
-        yield aside
-        former = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            if folder.exists():
-                os.replace(folder, former / "former")
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(former, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise

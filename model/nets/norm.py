@@ -44,15 +44,18 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, clips: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = clips.dtype
         count = clips.shape[0] * clips.shape[1]
-        mean = (_sum(clips) / count).to(clips.dtype)
-        centred = clips - mean
+        mean = _sum(clips) / count
+        centred = clips - mean.to(dtype)
         variance = _sum(centred * centred) / count
         inverse = (variance + eps).rsqrt()
         ctx.save_for_backward(centred, weight, inverse)
-        variance = variance.to(clips.dtype)
+        scale = weight * inverse
+        y = torch.addcmul((bias - mean * scale).to(dtype), clips, scale.to(dtype))
+        mean, variance = mean.to(dtype), variance.to(dtype)
         ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias, centred, (weight * inverse).to(clips.dtype)), mean, variance
+        return y, mean, variance
 
     @staticmethod
     @once_differentiable
