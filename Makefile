@@ -22,7 +22,7 @@ $(INSTALLED): locks/$(LOCK).txt pyproject.toml
 	touch $@
 
 test: $(INSTALLED) lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from components.params import Params
 from model.errors import UserError
 from model.ntu import format_skeleton
 from model.synthetic import clip_names, make_clip
+from model.synthetic_actions import ACTIONS
 
 
 def sample(params: Params, out: Path) -> None:
@@ -43,7 +44,7 @@ def sample_data(
     if limit is not None:
         if not 1 <= limit <= len(names):
             raise UserError(f"limit: {limit} clips asked for, there are 1 to {len(names)}")
-        names = [names[position * len(names) // limit] for position in range(limit)]
+        names = sorted(_spread(names)[:limit])
     if seed < 0 or noise < 0 or style < 0:
         raise UserError(f"seed {seed}, noise {noise}, style {style}: none of them may be negative")
     out = Path(out)
@@ -60,6 +61,17 @@ def sample_data(
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(write, names, chunksize=24))
     return len(names)
+
+
+def _spread(names: list[str]) -> list[str]:
+    """Order names so that any first few are spread evenly over actions, and over subjects and cameras."""
+    per_action = len(names) // len(ACTIONS)
+    order = []
+    for number in range(len(names)):
+        round_, action = divmod(number, len(ACTIONS))
+        # 29 is prime to the 48 clips of an action and near their golden section; 5 shifts the actions apart
+        order.append(names[action * per_action + (29 * round_ + 5 * action) % per_action])
+    return order
 
 
 def _write(name: str, folder: Path, seed: int, noise: float, style: float) -> None:

@@ -79,7 +79,8 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
 
     spec, recipe = params.member(member), params.entry.recipe
     parts = parts_of(store, params)
-    print(f"{member}: {parts.description}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{member}: {parts.description}", file=sys.stderr)
     feeding = {
         "stream": spec.stream,
         "clip_length": recipe.clip_length,

@@ -59,6 +59,23 @@ def gather_features(tensor: Tensor) -> Tensor:
     return _Gather.apply(tensor)
 
 
+class SharedDropout(nn.Dropout):
+    """Dropout that does not depend on how a batch is spread over ranks.
+
+    The mask is drawn for the rows of all ranks, in rank order, of which each applies its own. That needs the same
+    random state on every rank, which `model.train` sets before each step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        rank, size = world()
+        counts = _row_counts(x) if size > 1 else [len(x)]
+        kept = torch.empty((sum(counts), *x.shape[1:]), dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        first = sum(counts[:rank])
+        return x * kept[first : first + len(x)] / (1 - self.p)
+
+
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over the ranks, without gradients; `values` itself with one rank."""
     size = world()[1]

@@ -43,8 +43,14 @@ class Config:
 
     def require(self, key: str) -> Any:
         if key not in self.values:
-            raise UserError(f"{self.where}.{key} is missing")
+            raise UserError(f"{self.where}.{key} is missing: state it")
         return self.values.pop(key)
+
+    def need(self, *keys: str) -> None:
+        """Refuses the absence of options whose default differs between the originals and here."""
+        for key in keys:
+            if key not in self.values:
+                raise UserError(f"{self.where}.{key} is missing: state it")
 
     def rename(self, names: dict[str, str]) -> Options:
         """The options present, by our names (keys) instead of theirs (values)."""
@@ -68,6 +74,7 @@ def _tuples(value: Any) -> Any:
 
 def _graph_backbone(backbone: Config, names: dict[str, str], graph_names: dict[str, str], norm: str) -> Options:
     graph = Config(backbone.require("graph_cfg"), "backbone.graph_cfg")
+    graph.need("layout", "mode", *(["num_filter"] if graph.values.get("mode") == "random" else []))
     backbone.expect("pretrained", None)
     dropout = backbone.values.get("tcn_dropout", 0)
     if isinstance(dropout, tuple):
@@ -78,7 +85,7 @@ def _graph_backbone(backbone: Config, names: dict[str, str], graph_names: dict[s
     options = {
         **backbone.rename({**TRUNK, **names}),
         **graph.rename(graph_names),
-        "layout": graph.require("layout"),
+        "layout": graph.take("layout"),
         "norm_per_person": data_norm == "MVC",
     }
     graph.finish()
@@ -119,6 +126,11 @@ def _ctrgcn(backbone: Config, head: Config) -> Options:
 
 
 def _dgstgcn(backbone: Config, head: Config) -> Options:
+    backbone.need("gcn_ratio")
+    return {"name": "dgstgcn", **_topology_backbone(backbone)}
+
+
+def _topology_backbone(backbone: Config) -> Options:
     for key in ("gcn_ctr", "gcn_ada"):
         backbone.expect(key, "T")
     for key in ("gcn_subset_wise", "gcn_decompose"):
@@ -130,12 +142,12 @@ def _dgstgcn(backbone: Config, head: Config) -> Options:
         "subset_ratio": "gcn_ratio",
         "temporal_dropout": "tcn_dropout",
     }
-    return {"name": "dgstgcn", **_graph_backbone(backbone, names, RANDOM_GRAPH, "VC")}
+    return _graph_backbone(backbone, names, RANDOM_GRAPH, "VC")
 
 
 def _protogcn(backbone: Config, head: Config) -> Options:
-    prototypes = backbone.rename({"num_prototypes": "num_prototype"})
-    options = {**_dgstgcn(backbone, head), **prototypes, "name": "protogcn"}
+    prototypes = backbone.require("num_prototype")
+    options = {"name": "protogcn", "num_prototypes": prototypes, **_topology_backbone(backbone)}
     head.expect("joint_cfg", options["layout"])
     return {**options, **head.rename({"contrastive_weight": "weight"})}
 
@@ -149,22 +161,13 @@ def _slowonly(backbone: Config, head: Config) -> Options:
         backbone.expect(stride, 1)
     for flag in ("with_pool2", "non_local"):
         backbone.expect(flag, False)
-    options = backbone.rename(
-        {
-            "in_channels": "in_channels",
-            "base_channels": "base_channels",
-            "stage_blocks": "stage_blocks",
-            "inflate": "inflate",
-            "spatial_strides": "spatial_strides",
-            "temporal_strides": "temporal_strides",
-            "stem_kernel": "conv1_kernel",
-        }
-    )
+    stated = ("in_channels", "base_channels", "stage_blocks", "inflate", "spatial_strides", "temporal_strides")
+    backbone.need(*stated)
+    options = backbone.rename({**{key: key for key in stated}, "stem_kernel": "conv1_kernel"})
     options["stem_stride"] = _spatial_stride(backbone, "conv1_stride")
     options["pool_stride"] = _spatial_stride(backbone, "pool1_stride")
-    stages = backbone.take("num_stages", len(options.get("stage_blocks", ())))
-    if "stage_blocks" not in options or stages != len(options["stage_blocks"]):
-        raise UserError("backbone.stage_blocks must give the blocks of every one of the num_stages stages")
+    stages = len(options["stage_blocks"])
+    backbone.expect("num_stages", stages)
     backbone.expect("out_indices", (stages - 1,))
     backbone.expect("dilations", (1,) * stages)
     head.expect("spatial_type", "avg")
@@ -211,7 +214,7 @@ def model_options(config: dict[str, Any], layout: str | Path | Layout | None = N
     head.expect("type", "GCNHead", "SimpleHead", "I3DHead")
     head.expect("mode", "GCN", "3D")
     head.take("init_std")
-    head.take("in_channels")  # follows from the backbone
+    head.take("in_channels")  # follows from the backbone; load_reference compares
     head.finish()
     options["layout"] = load_layout(layout if layout is not None else options["layout"])
     return options
@@ -303,8 +306,11 @@ def load_reference(
     if not isinstance(state, dict):
         state = read_state(Path(state))
     options = model_options(config, layout)
-    net = create_model(**options)
-    net.load_report = load_original(net, state)  # type: ignore[assignment]
+    net: Any = create_model(**options)
+    width = config["cls_head"].get("in_channels", net.fc.in_features)
+    if width != net.fc.in_features:
+        raise UserError(f"cls_head.in_channels = {width}, but the backbone ends with {net.fc.in_features} channels")
+    net.load_report = load_original(net, state)
     return net.eval()
 
 

@@ -11,15 +11,16 @@ import numpy as np
 
 from model.errors import UserError
 from model.ntu import RawClip, parse_name
-from model.synthetic_actions import ACTIONS, LOOSE, Actor, Style, Take
+from model.synthetic_actions import ACTIONS
 from model.synthetic_body import BONES, NUM_DOFS, apply, joint_positions, product, rotation
+from model.synthetic_take import LOOSE, Actor, Style, Take
 
 SUBJECTS = tuple(range(1, 17))  # ten of them train in NTU's X-Sub protocol, six test
 CAMERAS = (1, 2, 3)
 MIN_FRAMES, MAX_FRAMES = 28, 60
 
-# As in NTU RGB+D, camera 2 sees the front, camera 3 the side, camera 1 halfway; degrees from the front.
-_AZIMUTH = {1: 45.0, 2: 0.0, 3: 80.0}
+# As in NTU RGB+D, camera 2 sees the front, camera 3 a side, camera 1 halfway; degrees from the front.
+_AZIMUTH = {1: 30.0, 2: 0.0, 3: 60.0}
 # Per setup: height of the cameras, distance to the middle of the scene (metres).
 _SETUPS = {1: (1.35, 3.3), 2: (1.75, 2.8)}
 _FIRST_ID = 72057594037900000
@@ -61,17 +62,17 @@ def make_clip(name: str, seed: int = 0, *, noise: float = 1.0, style: float = 1.
         raise UserError(f"{name}: A{action:03} is not among the sample actions, {_listing(ACTIONS)}")
     draw = _generator(seed, setup, camera, subject, key["repetition"], action)
     manner = _style(seed, subject, action, style)
-    frames = 28 + int(33 * float(draw.random()))
+    frames = MIN_FRAMES + int((MAX_FRAMES - MIN_FRAMES + 1) * float(draw.random()))
     take = Take(draw, frames, manner, style)
     actors = ACTIONS[action](take)
 
-    azimuth = _AZIMUTH[camera] + take.between(-8, 8)
-    facing = take.between(-15, 15)
+    azimuth = _AZIMUTH[camera] + take.between(-6, 6)
+    facing = take.between(-10, 10)
     bodies = []
     for number, actor in enumerate(actors):
         actor.add("yaw", facing if len(actors) == 1 else 0.0)
-        # the partner is another subject, whoever comes next
-        bones = _bones(seed, subject if number == 0 else subject % len(SUBJECTS) + 1, style)
+        # the partner performs in no other clips, so that no build is both in training and test
+        bones = _bones(seed, subject + 100 * number, style)
         bodies.append(_grounded(actor, bones))
     if take.touch is not None:
         # people step up until their hands meet, give or take the width of a hand
@@ -79,7 +80,7 @@ def make_clip(name: str, seed: int = 0, *, noise: float = 1.0, style: float = 1.
         bodies[1] = bodies[1] + miss * np.array([1.0, 0.0, 1.0])
     bodies = [_seen(body, setup, azimuth) for body in bodies]
     present = [np.ones(frames, bool) for _ in bodies]
-    recorded = [_recorded(body, bodies, take, noise) for body in bodies]
+    recorded = [_recorded(body, bodies, draw, noise) for body in bodies]
     ids = [[_FIRST_ID + int(draw.integers(1000, 99999))] * frames for _ in bodies]
     _lose_frames(present, ids, take)
     _add_phantom(recorded, present, ids, take)
@@ -146,9 +147,8 @@ def _seen(joints: np.ndarray, setup: int, azimuth: float) -> np.ndarray:
     return apply(product(pitch, turn), centred) + np.array([0.0, 0.0, away])
 
 
-def _recorded(body: np.ndarray, bodies: list[np.ndarray], take: Take, noise: float) -> np.ndarray:
+def _recorded(body: np.ndarray, bodies: list[np.ndarray], draw: np.random.Generator, noise: float) -> np.ndarray:
     """Add the sensor's errors: an offset per clip, slow and quick jitter, more with depth and where hidden."""
-    draw = take.draw
     frames = len(body)
     depth = body[..., 2:] / 3.0
     spread = noise * _ERROR[:, None] * depth * depth * (1 + 2.0 * _hidden(body, bodies)[..., None])
@@ -156,11 +156,11 @@ def _recorded(body: np.ndarray, bodies: list[np.ndarray], take: Take, noise: flo
     slow = np.zeros_like(fresh)
     slow[0] = fresh[0]
     for t in range(1, frames):
-        slow[t] = 0.85 * slow[t - 1] + 0.5268 * fresh[t]
+        slow[t] = 0.92 * slow[t - 1] + 0.392 * fresh[t]
     offset = draw.standard_normal((25, 3))
     quick = draw.standard_normal((frames, 25, 3))
     along = np.array([0.8, 0.8, 1.4])  # depth is the least certain
-    return body + spread * along * (0.6 * offset + 0.7 * slow + 0.35 * quick)
+    return body + spread * along * (0.6 * offset + 0.8 * slow + 0.2 * quick)
 
 
 def _hidden(body: np.ndarray, bodies: list[np.ndarray]) -> np.ndarray:

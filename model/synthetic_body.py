@@ -43,14 +43,14 @@ BONES = dict(_REST) | {
     if child in _OTHER_SIDE
 }
 
-_TAU = 6.283185307179586
+TAU = 6.283185307179586
 
 
 def sine(x: np.ndarray) -> np.ndarray:
     """Return sin(x), x in radians, to 1e-11 and the same bits everywhere."""
-    x = x - np.rint(x / _TAU) * _TAU
+    x = x - np.rint(x / TAU) * TAU
     # sin(pi - x) = sin(x): fold into [-pi/2, pi/2], where the series converges quickly
-    x = np.where(x > _TAU / 4, _TAU / 2 - x, np.where(x < -_TAU / 4, -_TAU / 2 - x, x))
+    x = np.where(x > TAU / 4, TAU / 2 - x, np.where(x < -TAU / 4, -TAU / 2 - x, x))
     square = x * x
     total = np.zeros_like(x)
     for k in range(8, 0, -1):
@@ -60,8 +60,8 @@ def sine(x: np.ndarray) -> np.ndarray:
 
 def rotation(axis: str, degrees: np.ndarray) -> np.ndarray:
     """Return (..., 3, 3) right-handed rotations about a body axis, to be applied to column vectors."""
-    radians = degrees * (_TAU / 360)
-    s, c = sine(radians), sine(radians + _TAU / 4)
+    radians = degrees * (TAU / 360)
+    s, c = sine(radians), sine(radians + TAU / 4)
     first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     matrix = np.zeros((*radians.shape, 3, 3))
     fixed = 3 - first - second

@@ -7,6 +7,7 @@ takes its share. So a run that was stopped and one that was not, or one process 
 import inspect
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -189,7 +190,8 @@ def _train_epoch(
         labels = train.labels[rows].to(device, non_blocking=True)
         waited += time.perf_counter() - asked
 
-        torch.manual_seed(derived_seed(settings.seed, epoch, step, 1 + rank))
+        # The same on every rank: dropout draws for the rows of all ranks (distributed.SharedDropout).
+        torch.manual_seed(derived_seed(settings.seed, epoch, step, 1))
         optimiser.zero_grad(set_to_none=True)
         names, figures = _backward(module, x, labels, settings, device)
         if settings.clip_grad is not None:
@@ -270,6 +272,8 @@ class _LossModule(nn.Module):
 def _parallel(module: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
     if world()[1] == 1:
         return module
+    # ProtoGCN keeps channels last in memory, so its 1x1 kernels' gradients come with other strides; that is harmless.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from model.synthetic_actions import ACTIONS
 from model.synthetic_body import BONES, DOF, NUM_DOFS, joint_positions, sine
 
 HASHES = {
-    "S001C001P001R001A001": "",
-    "S002C003P006R001A052": "",
-    "S001C002P015R001A008": "",
+    "S001C001P001R001A001": "f0bb5700adb342b6b6e807210688abf47305e325badfe3394bb16df8510d5a45",
+    "S002C003P006R001A052": "641dec249878fe5dae4676f7f25faaf21935d27c270f5896c7413d64927675f7",
+    "S001C002P015R001A008": "f92e4a8f00a432957bbc6d93ed886ea024ae383808b7cf6e508f273007f1fa70",
 }
 HEAD, LEFT_HAND, RIGHT_HAND = 3, 7, 11
 
@@ -129,6 +130,22 @@ def test_a_person_keeps_their_build() -> None:
     assert abs(lengths[1] - lengths[3]) > 2e-3
 
 
+def test_knobs() -> None:
+    def arm(name: str, **knobs: float) -> np.ndarray:
+        joints = synthetic.make_clip(name, noise=0.0, **knobs).joints
+        return np.linalg.norm(joints[:, 5] - joints[:, 4], axis=-1)
+
+    names = ("S001C001P001R001A008", "S001C001P003R001A008")
+    assert arm(names[0], style=0.0).mean() == pytest.approx(arm(names[1], style=0.0).mean(), abs=1e-6)
+    assert arm(names[0]).mean() != pytest.approx(arm(names[1]).mean(), abs=1e-3)
+
+    def restlessness(noise: float) -> float:
+        joints = ntu.convert_pyskl(synthetic.make_clip(names[0], noise=noise)).astype(np.float64)
+        return float(np.abs(np.diff(joints, n=2, axis=1)).mean())
+
+    assert restlessness(0.0) < restlessness(1.0) < restlessness(2.0)
+
+
 # --- the actions ---------------------------------------------------------------------------------
 
 
@@ -182,6 +199,16 @@ def test_folder_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
     made = synthetic.make_clip(raw.name)
     assert raw.ids == made.ids and raw.counts.tolist() == made.counts.tolist()
     np.testing.assert_allclose(raw.joints, made.joints, rtol=1e-6)
+
+
+def test_fewer_clips_are_spread_evenly(tmp_path: Path) -> None:
+    sample_data(tmp_path / "data", workers=1, limit=72)
+    parts = [ntu.parse_name(path.name) for path in (tmp_path / "data").iterdir()]
+    count = {key: Counter(part[key] for part in parts) for key in ("action", "camera", "subject")}
+    assert set(count["action"].values()) == {6} and len(count["action"]) == 12
+    assert set(count["camera"].values()) == {24} and len(count["subject"]) == 16
+    splits = ntu.ntu_splits([path.stem for path in (tmp_path / "data").iterdir()], actions=60)
+    assert all(len({name[-3:] for name in splits[part]}) == 12 for part in ("xsub_train", "xsub_test"))
 
 
 def test_a_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:

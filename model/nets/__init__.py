@@ -61,9 +61,7 @@ def create_model(
     known = network_options(name)
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise UserError(
-            f"network {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}"
-        )
+        raise UserError(f"network {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}")
     if in_channels is not None:
         options["in_channels"] = in_channels
     return NETWORKS[name](load_layout(layout), num_classes, **options)

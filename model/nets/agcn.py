@@ -37,9 +37,7 @@ class AdaptiveGraphConv(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
         self.conv_a = nn.Conv2d(stage.in_channels, self.subsets * self.width, 1)
         self.conv_b = nn.Conv2d(stage.in_channels, self.subsets * self.width, 1)
-        self.conv_d = nn.ModuleList(
-            nn.Conv2d(stage.in_channels, stage.out_channels, 1) for _ in range(self.subsets)
-        )
+        self.conv_d = nn.ModuleList(nn.Conv2d(stage.in_channels, stage.out_channels, 1) for _ in range(self.subsets))
         self.bn = BatchNorm(stage.out_channels)
         self.down = (
             nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
@@ -50,12 +48,13 @@ class AdaptiveGraphConv(nn.Module):
 
     def _initialise(self) -> None:
         for embedding in (self.conv_a, self.conv_b):
-            init_fan_out(embedding.weight, embedding.bias, self.subsets)
+            init_fan_out(embedding, [self.width] * self.subsets)
+        conv: Any
         for conv in self.conv_d:
             nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.weight.numel() * self.subsets)))
             nn.init.zeros_(conv.bias)
         if isinstance(self.down, nn.Sequential):
-            init_fan_out(self.down[0].weight, self.down[0].bias)
+            init_fan_out(self.down[0])
         # The block starts as its residual.
         nn.init.constant_(self.bn.weight, 1e-6)
 
@@ -66,8 +65,9 @@ class AdaptiveGraphConv(nn.Module):
         # All subsets at once: (W*K, V) times (V, C) for every frame, then one convolution of K*C channels.
         receivers = topology.permute(0, 3, 1, 2).reshape(clips, 1, joints * self.subsets, joints)
         gathered = (receivers @ source).view(clips, frames, joints, -1)
-        weight = torch.cat([conv.weight for conv in self.conv_d], 1)
-        bias = torch.stack([conv.bias for conv in self.conv_d]).sum(0)
+        convs: list[Any] = list(self.conv_d)
+        weight = torch.cat([conv.weight for conv in convs], 1)
+        bias = torch.stack([conv.bias for conv in convs]).sum(0)
         y = self.bn(F.conv2d(channels_first(gathered), weight, bias)) + self.down(x)
         return F.relu(y, inplace=True)
 

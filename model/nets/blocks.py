@@ -8,33 +8,35 @@ are cut (see model.reference).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.distributed import SharedDropout
 from model.errors import UserError
 from model.layouts import Layout
 from model.nets.norm import BatchNorm
 
-Branch = tuple[int | str, int] | str  # (kernel, dilation), ("max", kernel) or "1x1"
+Branch = Any  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
 Parts = dict[str, list[tuple[str, int]]]  # own tensor -> (original name, rows), in order along dimension 0
 
 
-def init_fan_out(weight: Tensor, bias: Tensor | None, parts: int = 1) -> None:
-    """Kaiming-normal by fan-out and zero bias, the field's choice; `parts` are convolutions computed as one."""
-    for part in weight.data.chunk(parts):
-        nn.init.kaiming_normal_(part, mode="fan_out")
-    if bias is not None:
-        nn.init.zeros_(bias)
+def init_fan_out(conv: Any, parts: Sequence[int] = ()) -> None:
+    """Kaiming-normal by fan-out and zero bias; `parts` are the widths of convolutions computed as one."""
+    for rows in conv.weight.data.split(list(parts) or len(conv.weight)):
+        nn.init.kaiming_normal_(rows, mode="fan_out")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def init_time_convs(net: nn.Module) -> None:
     """MMAction2's start of temporal and residual units: fan-out instead of torch's default."""
     for module in net.modules():
         if isinstance(module, TemporalUnit | TimeConv):
-            init_fan_out(module.conv.weight, module.conv.bias)
+            init_fan_out(module.conv)
 
 
 def joints_last(x: Tensor) -> Tensor:
@@ -45,6 +47,37 @@ def joints_last(x: Tensor) -> Tensor:
 def channels_first(x: Tensor) -> Tensor:
     """(N, T, V, C) -> (N, C, T, V), a view."""
     return x.permute(0, 3, 1, 2)
+
+
+class _Relayout(torch.autograd.Function):
+    """The same values in another memory format; the gradient returns in the former one.
+
+    Without it a gradient would travel on in the foreign format and slow down every step that it meets.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channels_outside: bool) -> Tensor:
+        ctx.channels_outside = channels_outside
+        return _in_format(x, channels_outside)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _in_format(grad, not ctx.channels_outside), None
+
+
+def _in_format(x: Tensor, channels_outside: bool) -> Tensor:
+    # A copy made outright: with one joint or one frame both formats look the same to torch.
+    return x.contiguous() if channels_outside else channels_first(joints_last(x).contiguous())
+
+
+def frames_together(x: Tensor) -> Tensor:
+    """(N, C, T, V) with channels last in memory -> the same with frames x joints last, for products per channel."""
+    return _Relayout.apply(x, True) if x.requires_grad else _in_format(x, True)
+
+
+def channels_together(x: Tensor) -> Tensor:
+    """The inverse of `frames_together`."""
+    return _Relayout.apply(x, False) if x.requires_grad else _in_format(x, False)
 
 
 @dataclass(frozen=True)
@@ -94,7 +127,7 @@ class TemporalUnit(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), ((kernel - 1) // 2, 0))
         self.bn = BatchNorm(out_channels)
-        self.drop = nn.Dropout(dropout, inplace=True)
+        self.drop = SharedDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.bn(self.conv(x)))
@@ -151,7 +184,7 @@ class MultiScaleTemporal(nn.Module):
         self.transform_bn = BatchNorm(out_channels)
         self.transform = nn.Conv2d(out_channels, out_channels, 1)
         self.bn = BatchNorm(out_channels)
-        self.drop = nn.Dropout(dropout, inplace=True)
+        self.drop = SharedDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         num_joints = x.shape[3]
@@ -209,10 +242,10 @@ class Block(nn.Module):
     def join(self, y: Tensor, x: Tensor) -> Tensor:
         """Adds the residual of the block's input `x` to the output `y` of its temporal unit."""
         if self.residual is not None:
-            y = y + self.residual(x)
-        elif self.keeps_input:
-            y = y + x
-        return F.relu(y, inplace=True)
+            return F.relu(y + self.residual(x), inplace=True)
+        if self.keeps_input:
+            return F.relu(y + x, inplace=True)
+        return F.relu(y)
 
 
 class GraphNetwork(nn.Module):
@@ -249,7 +282,7 @@ class GraphNetwork(nn.Module):
         features = layout.num_joints * in_channels
         self.data_bn = BatchNorm(features * (persons if norm_per_person else 1))
         self.gcn = nn.ModuleList(make_block(stage) for stage in stages)
-        self.head_drop = nn.Dropout(head_dropout)
+        self.head_drop = SharedDropout(head_dropout)
         self.fc = nn.Linear(stages[-1].out_channels, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
@@ -268,9 +301,7 @@ class GraphNetwork(nn.Module):
         clips, persons, frames = x.shape[:3]
         if self.norm_per_person:
             if persons != self.persons:
-                raise UserError(
-                    f"clips hold {persons} persons, the network was made for {self.persons}: set 'persons'"
-                )
+                raise UserError(f"clips hold {persons} persons, the network was made for {self.persons}: set 'persons'")
             y = self.data_bn(x.transpose(1, 2).reshape(clips * frames, -1, 1, 1))
             y = y.view(clips, frames, persons, *x.shape[3:]).transpose(1, 2)
         else:
@@ -287,22 +318,18 @@ class GraphNetwork(nn.Module):
     @staticmethod
     def pool(y: Tensor, persons: int) -> Tensor:
         """(N*M, C, T, V) -> (N, C)."""
-        return y.mean((2, 3)).unflatten(0, (-1, persons)).mean(1)
+        return joints_last(y).mean((1, 2)).unflatten(0, (-1, persons)).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores before softmax (N, classes) of clips (N, M, T, V, C)."""
         return self.fc(self.head_drop(self.features(x)))
 
-    def loss(
-        self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of clips (N, M, T, V, C) with labels (N,), and its parts by name (detached)."""
         return classification_loss(self(x), labels, label_smoothing)
 
 
-def classification_loss(
-    logits: Tensor, labels: Tensor, label_smoothing: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross entropy of scores (N, classes), in float32 at least whatever autocast made of them."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     total = F.cross_entropy(wide, labels, label_smoothing=label_smoothing)

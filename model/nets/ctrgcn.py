@@ -15,8 +15,11 @@ from model.nets.blocks import (
     Stage,
     TimeConv,
     branch_widths,
+    channels_first,
+    channels_together,
     init_fan_out,
     init_time_convs,
+    joints_last,
 )
 from model.nets.norm import BatchNorm
 
@@ -45,9 +48,9 @@ class RefinedGraphConv(nn.Module):
             else nn.Identity()
         )
         for conv in (self.query, self.key, self.value, self.mix):
-            init_fan_out(conv.weight, conv.bias, subsets)
+            init_fan_out(conv, [conv.out_channels // subsets] * subsets)
         if isinstance(self.down, nn.Sequential):
-            init_fan_out(self.down[0].weight, self.down[0].bias)
+            init_fan_out(self.down[0])
         # The block starts as its residual.
         nn.init.constant_(self.bn.weight, 1e-6)
 
@@ -56,13 +59,13 @@ class RefinedGraphConv(nn.Module):
         # Per clip and channel one product over sources of all subsets: (T, K*V) times (K*V, W).
         values = self.value(x).unflatten(1, (self.subsets, -1)).permute(0, 2, 3, 1, 4)  # (N, C, T, K, V)
         y = values.reshape(clips, self.out_channels, frames, -1) @ self._topology(x)
-        y = self.bn(y.contiguous(memory_format=torch.channels_last)) + self.down(x)
+        y = self.bn(channels_together(y)) + self.down(x)
         return F.relu(y, inplace=True)
 
     def _topology(self, x: Tensor) -> Tensor:
         """(N, C, K*V, W)."""
         # The projections are linear, so the mean over frames is taken before them.
-        pooled = x.mean(2, keepdim=True)
+        pooled = channels_first(joints_last(x).mean(1, keepdim=True))
         q, k = self.query(pooled).squeeze(2).contiguous(), self.key(pooled).squeeze(2).contiguous()
         refined = self.mix((q[..., :, None] - k[..., None, :]).tanh_()).unflatten(1, (self.subsets, -1))
         topology = torch.addcmul(self.A[:, None], refined, self.alpha)  # (N, K, C, V, W)
@@ -91,16 +94,13 @@ class RefinedTemporal(nn.Module):
         self.squeeze = nn.Conv2d(channels, inner, 1)
         self.squeeze_bn = BatchNorm(inner)
         self.times = nn.ModuleList(
-            TimeConv(width, kernel, stride, dilation)
-            for width, dilation in zip(widths, dilations, strict=False)
+            TimeConv(width, kernel, stride, dilation) for width, dilation in zip(widths, dilations, strict=False)
         )
         self.pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
         self.shortcut = nn.Conv2d(channels, widths[-1], 1, (stride, 1))
         self.bn = BatchNorm(channels)
-        init_fan_out(self.squeeze.weight, self.squeeze.bias)
-        for rows in self.squeeze.weight.data.split(widths[:-1]):
-            init_fan_out(rows, None)
-        init_fan_out(self.shortcut.weight, self.shortcut.bias)
+        init_fan_out(self.squeeze, widths[:-1])
+        init_fan_out(self.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = F.relu(self.squeeze_bn(self.squeeze(x)), inplace=True).split(self.widths[:-1], 1)
@@ -120,9 +120,7 @@ class RefinedTemporal(nn.Module):
                 parts[f"times.{i}.conv.{kind}"] = [(f"branches.{i}.3.conv.{kind}", -1)]
         for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             parts[f"squeeze_bn.{kind}"] = [(f"branches.{i}.1.{kind}", self.widths[i]) for i in range(last)]
-            parts[f"bn.{kind}"] = [
-                (f"{end}.{kind}", rows) for end, rows in zip(ends, self.widths, strict=True)
-            ]
+            parts[f"bn.{kind}"] = [(f"{end}.{kind}", rows) for end, rows in zip(ends, self.widths, strict=True)]
         return parts
 
 

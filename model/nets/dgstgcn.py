@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets.blocks import BRANCHES, Block, Branch, GraphNetwork, MultiScaleTemporal, Stage
+from model.nets.blocks import (
+    BRANCHES,
+    Block,
+    Branch,
+    GraphNetwork,
+    MultiScaleTemporal,
+    Stage,
+    channels_first,
+    channels_together,
+    frames_together,
+    joints_last,
+)
 from model.nets.norm import BatchNorm
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
@@ -44,17 +55,14 @@ class TopologyConv(nn.Module):
         self.post = nn.Conv2d(width, stage.out_channels, 1)
         self.bn = BatchNorm(stage.out_channels)
         self.down = (
-            nn.Sequential(
-                nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels)
-            )
+            nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
             if stage.in_channels != stage.out_channels
             else nn.Identity()
         )
 
     def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
-        # The product with a topology per channel wants frames x joints together in memory.
-        value = self.pre(x).contiguous().unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
+        value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
         graph = None
         if self.adapts:
             shared, tanh = self._compare_joints(x)
@@ -64,14 +72,13 @@ class TopologyConv(nn.Module):
             y = (value @ topology).flatten(1, 2)
         else:
             y = (value.flatten(2, 3) @ self.A).view_as(value).flatten(1, 2)
-        y = y.contiguous(memory_format=torch.channels_last)
-        y = self.bn(self.post(y)) + self.down(x)
+        y = self.bn(self.post(channels_together(y))) + self.down(x)
         return F.relu(y, inplace=True), graph
 
     def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""
         # The projections are linear, so the mean over frames is taken before them instead of after.
-        pooled = x.mean(2, keepdim=True)
+        pooled = channels_first(joints_last(x).mean(1, keepdim=True))
         q = self.conv1(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))  # (N, K, C, V)
         k = self.conv2(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
         tanh = None if self.alpha is None else (q[..., :, None] - k[..., None, :]).tanh_()
@@ -97,9 +104,7 @@ class TopologyBlock(Block):
         return self.join(self.tcn(self.gcn(x)[0]), x)
 
 
-def initial_topology(
-    layout: Layout, graph_mode: str, num_subsets: int, init_off: float, init_std: float
-) -> Tensor:
+def initial_topology(layout: Layout, graph_mode: str, num_subsets: int, init_off: float, init_std: float) -> Tensor:
     """(K, V, V), from which every block's topology starts: one random draw serves all, or a graph's matrices."""
     if graph_mode != "random":
         return torch.from_numpy(adjacency(layout, graph_mode)).float()

@@ -16,14 +16,13 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1)
         same_type = x.dtype == self.weight.dtype
-        if not (self.training and x.device.type == "cpu" and same_type and last.is_contiguous()):
+        last = x.permute(0, 2, 3, 1).is_contiguous()
+        if not (self.training and x.device.type == "cpu" and same_type and last):
             return super().forward(x)
-        clips = last.flatten(1, 2)
-        y, mean, variance = _Normalise.apply(clips, self.weight, self.bias, self.eps)
-        self._track(mean, variance, clips.shape[0] * clips.shape[1])
-        return y.view(last.shape).permute(0, 3, 1, 2)
+        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance, x.numel() // self.num_features)
+        return y
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -34,25 +33,30 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
 
 
-def _sum(clips: Tensor) -> Tensor:
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) with channels last in memory -> (N, H*W, C), a view."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _sum(rows: Tensor) -> Tensor:
     """(N, rows, C) -> float64 (C,)."""
-    return clips.sum(1).double().sum(0)
+    return rows.sum(1).double().sum(0)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, clips: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = clips.dtype
-        count = clips.shape[0] * clips.shape[1]
-        mean = _sum(clips) / count
-        centred = clips - mean.to(dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        rows, dtype = _rows(x), x.dtype
+        count = rows.shape[0] * rows.shape[1]
+        mean = _sum(rows) / count
+        centred = rows - mean.to(dtype)
         variance = _sum(centred * centred) / count
         inverse = (variance + eps).rsqrt()
         ctx.save_for_backward(centred, weight, inverse)
         scale = weight * inverse
-        y = torch.addcmul((bias - mean * scale).to(dtype), clips, scale.to(dtype))
+        # Not a view: activations that follow work in place, which on views costs copies in the backward pass.
+        y = torch.empty_like(x)
+        torch.addcmul((bias - mean * scale).to(dtype), rows, scale.to(dtype), out=_rows(y))
         mean, variance = mean.to(dtype), variance.to(dtype)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
@@ -62,9 +66,12 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         centred, weight, inverse = ctx.saved_tensors
         dtype = centred.dtype
-        total, along = _sum(grad), _sum(grad * centred)
+        last = grad.permute(0, 2, 3, 1).contiguous()
+        rows = last.flatten(1, 2)
+        total, along = _sum(rows), _sum(rows * centred)
         scale = weight * inverse
-        per_row = scale / (grad.shape[0] * grad.shape[1])
-        grad_clips = torch.addcmul((-per_row * total).to(dtype), grad, scale.to(dtype))
-        grad_clips.addcmul_(centred, (-per_row * inverse.square() * along).to(dtype))
-        return grad_clips, (along * inverse).to(dtype), total.to(dtype), None
+        per_row = scale / (rows.shape[0] * rows.shape[1])
+        grad_rows = torch.addcmul((-per_row * total).to(dtype), rows, scale.to(dtype))
+        grad_rows.addcmul_(centred, (-per_row * inverse.square() * along).to(dtype))
+        grad_x = grad_rows.view(last.shape).permute(0, 3, 1, 2)
+        return grad_x, (along * inverse).to(dtype), total.to(dtype), None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.distributed import SharedDropout
 from model.errors import UserError
 from model.layouts import Layout
 from model.nets.blocks import classification_loss, init_fan_out
@@ -24,7 +25,7 @@ class ConvNorm(nn.Module):
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm3d(out_channels)
-        init_fan_out(self.conv.weight, None)
+        init_fan_out(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
@@ -96,7 +97,7 @@ class PoseC3D(nn.Module):
                 layer.append(Bottleneck(channels, width, stride, bool(inflate[i]), changes))
                 channels = EXPANSION * width
             self.add_module(f"layer{i + 1}", layer)
-        self.head_drop = nn.Dropout(head_dropout)
+        self.head_drop = SharedDropout(head_dropout)
         self.fc = nn.Linear(channels, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
@@ -117,8 +118,6 @@ class PoseC3D(nn.Module):
         """Class scores before softmax (N, classes) of heat maps (N, channels, T, H, W)."""
         return self.fc(self.head_drop(self.features(x)))
 
-    def loss(
-        self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of heat maps with labels (N,), and its parts by name (detached)."""
         return classification_loss(self(x), labels, label_smoothing)

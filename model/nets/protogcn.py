@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.distributed import SharedDropout
 from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
@@ -27,6 +28,7 @@ STREAM_DEFAULTS: dict[str, dict[str, Any]] = {
 # The paper's single setting (Fig. 3); the released configurations differ from it.
 PAPER: dict[str, Any] = {"num_prototypes": 100, "contrastive_weight": 0.3}
 
+
 class PrototypeReconstruction(nn.Module):
     """Rebuilds each joint pair's vector as a softmax-weighted sum of prototypes.
 
@@ -37,7 +39,7 @@ class PrototypeReconstruction(nn.Module):
         super().__init__()
         self.query_matrix = nn.Linear(width, num_prototypes, bias=False)
         self.memory_matrix = nn.Linear(num_prototypes, width, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = SharedDropout(dropout)
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(N, V*V, C) -> (N, V*V, C)."""
@@ -62,7 +64,7 @@ class ProtoGCN(DGSTGCN):
     ) -> None:
         super().__init__(layout, num_classes, in_channels, base_channels=base_channels, **options)
         self.contrastive_weight = contrastive_weight
-        last = self.gcn[-1].gcn
+        last: Any = self.gcn[-1].gcn
         # Without the loss, or without topologies to rebuild, the branch would be dead weight.
         self.has_branch = contrastive_weight > 0 and last.adapts
         if self.has_branch:
@@ -78,7 +80,8 @@ class ProtoGCN(DGSTGCN):
         y = self.enter(x)
         for block in self.gcn[:-1]:
             y = block(y)
-        y, graph = self.gcn[-1].forward_with_graph(y)
+        last: Any = self.gcn[-1]
+        y, graph = last.forward_with_graph(y)
         return self.pool(y, persons), self._graph_vector(graph, persons)
 
     def _graph_vector(self, graph: Tensor, persons: int) -> Tensor:
@@ -90,9 +93,7 @@ class ProtoGCN(DGSTGCN):
         normed = self.bn(mixed.flatten(0, 1)[..., None, None])
         return F.relu(normed).mean((1, 2, 3)).view(len(pairs), -1)
 
-    def loss(
-        self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy + contrastive_weight * class-specific contrast; in training the bank moves on."""
         if not self.has_branch:
             return super().loss(x, labels, label_smoothing=label_smoothing)

@@ -39,6 +39,9 @@ class SharedGraphConv(nn.Module):
     `adaptive` "importance": fixed A times a learned weight per edge, "init": A itself is learned.
     """
 
+    PA: nn.Parameter | None
+    A: Tensor
+
     def __init__(self, stage: Stage, topology: Tensor, adaptive: str, with_residual: bool) -> None:
         super().__init__()
         if adaptive == "importance":
