@@ -133,7 +133,7 @@ def plain_type(hint: Any) -> tuple[Callable[[str], Any], bool]:
 
 def describe(function: Callable[..., Any], name: str) -> str:
     """The line about an argument in the `Args:` part of a docstring."""
-    for line in inspect.getdoc(function).splitlines() if inspect.getdoc(function) else []:
+    for line in (inspect.getdoc(function) or "").splitlines():
         if line.strip().startswith(f"{name}:"):
             return line.split(":", 1)[1].strip().replace("%", "%%")
     return "the parameters" if name == "params" else ""
