@@ -12,8 +12,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test lint types ui real sample-study golden clean
 
+# Members trained side by side; each gets its share of the cores.
+JOBS ?= 2
+
 run: $(INSTALLED)
-	@sixstream run
+	@sixstream run --jobs $(JOBS)
 
 $(INSTALLED): locks/$(LOCK).txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -37,7 +40,6 @@ ui: $(INSTALLED)
 
 # The same graph on a real annotation pickle, SIXSTREAM_DATA set: make real DATASET=florence3d [SPLIT=larp1]
 # [PROTOCOL=development] [ONLY=protogcn-joint-s0,protogcn-bone-s0] [JOBS=2]. Small sets, so all of training is used.
-JOBS ?= 2
 PROTOCOL ?= last
 real: $(INSTALLED)
 	@test -n "$(DATASET)" || { echo "name a dataset: make real DATASET=florence3d" >&2; exit 2; }
