@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components.files import read_json, staged_dir, write_json
 from components.params import Params
 from components.splits import parts_of, scored_splits
+from components.storage import file_md5
 from components.tracked import track_evaluation
 from model.errors import UserError
 from model.metrics import summary
@@ -39,23 +42,28 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
     store = open_store(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics: dict[str, Any] = {"chosen": "last" if params.protocol == "last" else "best"}
-    parts = parts_of(store, params)
-    batch = params.entry.recipe.test_batch
+    splits = scored_splits(parts_of(store, params))
+    # Splits may overlap (a test split and the same without its doubles): every clip is scored once.
+    union = np.unique(np.concatenate(list(splits.values())))
+    scored: dict[str, np.ndarray] = {}
     with staged_dir(out) as aside:
         for which in ("best", "last"):
             path = trained / f"{which}.pt"
             checkpoint = load_checkpoint(path)
             if list(checkpoint["classes"]) != list(store.classes) or checkpoint["data_hash"] != store.data_hash:
                 raise UserError(f"{path}: trained on other data or classes than {data} holds; train {member!r} again")
-            net = build_network(checkpoint).to(device)
-            recipe = {**checkpoint["recipe"], "test_clips": params.entry.recipe.test_clips}
+            weights = file_md5(path)
+            if weights not in scored:  # without a selection split the best checkpoint is the last
+                recipe = {**checkpoint["recipe"], "test_clips": params.entry.recipe.test_clips}
+                net = build_network(checkpoint, str(path)).to(device)
+                clips = test_clips(store, union, recipe, device)
+                scored[weights] = score_clips(net, clips, params.entry.recipe.test_batch, device)
             metrics[which] = {"epoch": checkpoint["epoch"]}
-            for split, positions in scored_splits(parts).items():
-                clips = test_clips(store, positions, recipe, device)
+            for split, positions in splits.items():
                 table = ScoreTable(
                     ids=[store.ids[p] for p in positions],
                     labels=store.labels[positions],
-                    scores=score_clips(net, clips, batch, device),
+                    scores=scored[weights][np.searchsorted(union, positions)],
                     split=split,
                     member=member,
                     data_hash=store.data_hash,
