@@ -39,12 +39,13 @@ ui: $(INSTALLED)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
 
 # The same graph on a real annotation pickle, SIXSTREAM_DATA set: make real DATASET=florence3d [SPLIT=larp1]
-# [PROTOCOL=development] [ONLY=protogcn-joint-s0,protogcn-bone-s0] [JOBS=2]. Small sets, so all of training is used.
+# [PROTOCOL=development] [ONLY=protogcn-joint-s0,agcn-bone-s1] [SET="recipe.epochs=40 …"] [JOBS=2]. Small sets, so all
+# of training is used.
 PROTOCOL ?= last
 real: $(INSTALLED)
 	@test -n "$(DATASET)" || { echo "name a dataset: make real DATASET=florence3d" >&2; exit 2; }
 	@sixstream workspace --dataset $(DATASET) --protocol $(PROTOCOL) --jobs $(JOBS) \
-	  $(if $(SPLIT),--split $(SPLIT)) $(if $(ONLY),--only $(ONLY))
+	  $(if $(SPLIT),--split $(SPLIT)) $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET))
 
 # Is the sample hard enough to tell things apart? Four data seeds, about 40 minutes.
 sample-study: $(INSTALLED)

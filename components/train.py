@@ -73,7 +73,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
 
     from model.checkpoint import network_card
     from model.feeding import training_clips, validation_clips
-    from model.nets import create_model
+    from model.nets import create_model, network_options
     from model.nets.defaults import stream_options
     from model.settings import TrainSettings
 
@@ -93,6 +93,8 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
     }
     clips = training_clips(store, parts.train, feeding, device)
     options = {**stream_options(spec.model, spec.stream, recipe.setting), **params.network_options(member)}
+    if "persons" in network_options(spec.model):
+        options.setdefault("persons", clips.persons)
     torch.manual_seed(spec.seed)
     net = create_model(
         spec.model,

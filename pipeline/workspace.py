@@ -1,9 +1,11 @@
 """A scratch workspace: the same graph and code on another dataset, the repository's own files left alone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ CARRIED = ("model", "components", "dvc.yaml", ".dvcignore")
 
 
 def workspace(
-    dataset: str, split: str = "", protocol: str = "", only: str = "", folder: Path | None = None, jobs: int = 1
+    dataset: str,
+    split: str = "",
+    protocol: str = "",
+    only: str = "",
+    set: list[str] | None = None,
+    folder: Path | None = None,
+    jobs: int = 1,
 ) -> int:
     """Run the pipeline on the annotation pickle and JSON of a dataset, found in the folder SIXSTREAM_DATA.
 
@@ -26,7 +34,8 @@ def workspace(
         dataset: entry of `datasets` in params.yaml; the files are <dataset>.pkl and <dataset>.json.
         split: split to run instead of the entry's own, for instance larp1.
         protocol: development, last or published instead of the one in params.yaml.
-        only: members to keep, comma separated (default: all).
+        only: members to run, comma separated; MODEL-STREAM-sSEED makes one that is not listed (default: all).
+        set: parameters of the entry to change, such as recipe.epochs=40 or recipe.network.agcn.base_channels=32.
         folder: the workspace (default: scratch/<dataset>-<split>).
         jobs: members trained side by side.
 
@@ -44,6 +53,8 @@ def workspace(
         content["protocol"] = protocol
     if split:
         content.setdefault("datasets", {}).setdefault(dataset, {})["split"] = split_named(files[1], split)
+    for assignment in set or []:
+        assign(content["datasets"].get(dataset, {}), assignment)
     if only:
         content = keep_members(content, only.split(","))
     params = parse_params(content, f"params.yaml for {dataset}")
@@ -89,15 +100,36 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
     return {"name": name, "train": f"{name}_train", "test": tests}
 
 
+def assign(entry: dict[str, Any], assignment: str) -> None:
+    """Set one parameter of a dataset's entry from `a.b.c=VALUE`, VALUE being YAML."""
+    path, equals, value = assignment.partition("=")
+    if not equals:
+        raise UserError(f"--set {assignment}: write a key and a value, such as recipe.epochs=40")
+    *parents, last = path.split(".")
+    for key in parents:
+        entry = entry.setdefault(key, {})
+        if not isinstance(entry, dict):
+            raise UserError(f"--set {assignment}: {key} holds no parameters of its own")
+    try:
+        entry[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML: {error}") from None
+
+
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Only some members, the ensembles that they fill, and the largest of those to be registered."""
-    for name in names:
-        if name not in content["members"]:
-            raise UserError(f"--only {name}: no such member; there are {', '.join(content['members'])}")
+    """Only the members `names`, the ensembles that they fill (else their plain sum), the largest to be registered."""
+    members = {name: content["members"].get(name) or member_named(name, content["members"]) for name in names}
     ensembles = {n: e for n, e in content["ensembles"].items() if set(e["members"]) <= set(names)}
     if not ensembles:
-        raise UserError(f"--only {','.join(names)}: no ensemble consists of these members alone")
+        ensembles = {"all": {"members": dict.fromkeys(names, 1)}}
     largest = max(ensembles, key=lambda name: len(ensembles[name]["members"]))
-    members = {name: content["members"][name] for name in names}
     register = {**content["register"], "ensemble": largest}
     return {**content, "members": members, "ensembles": ensembles, "register": register}
+
+
+def member_named(name: str, known: Iterable[str]) -> dict[str, Any]:
+    """The member that a name such as `stgcn-bone-s1` describes."""
+    match = re.fullmatch(r"([a-z0-9]+)-([a-z_]+)-s(\d+)", name)
+    if match is None:
+        raise UserError(f"--only {name}: no such member; there are {', '.join(known)}, or write MODEL-STREAM-sSEED")
+    return {"model": match[1], "stream": match[2], "seed": int(match[3])}
