@@ -5,7 +5,7 @@ steps to our functions. A choice of cases is committed; SIXSTREAM_GOLDEN adds al
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ from model.streams import apply_stream
 COMMITTED = Path(__file__).parent / "golden" / "data_steps.npz"
 # The original crashes or refuses where ours has a meaning.
 ACCEPTED = {"norm3d/no_center/pyskl", "norm3d/three_persons/pyskl"}
+# What the originals note of a crop for steps that no recipe has.
+UNREAD = {"crop_quadruple", "crop_bbox"}
 
 
 class Cases:
     """The step cases of one folder or committed file, with their arrays."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, functions: dict[str, Callable[..., None]] = STEPS) -> None:
+        self.functions = functions
         self.folder = source if source.is_dir() else None
         self.files: dict[str, Any] = {}
         if self.folder:
@@ -38,10 +41,15 @@ class Cases:
         else:
             self.files[""] = np.load(source)
             index = json.loads(str(self.files[""]["index"]))
-        self.cases = [case for case in index["cases"] if runs_here(case)]
+        self.cases = [case for case in index["cases"] if self.runs(case)]
         self.by_id = {case["id"]: case for case in index["cases"]}
 
+    def runs(self, case: dict[str, Any]) -> bool:
+        """Whether all steps of a case are known; those of heat maps and other parts have tests of their own."""
+        return bool(case.get("pipeline")) and all(step["type"] in self.functions for step in case["pipeline"])
+
     def array(self, case: dict[str, Any], key: str) -> np.ndarray:
+        key = key.partition(" (sparse")[0]  # a remark of the index
         name = case["file"] if self.folder else ""
         if name not in self.files:
             assert self.folder
@@ -61,30 +69,29 @@ class Cases:
         draws = [(call, self.array(case, key)) for _, call, key in case.get("draws", [])]
         if "raises" in case and case["id"] not in ACCEPTED:
             try:
-                run_steps(sample, case["pipeline"], case["variant"], draws)
+                run_steps(sample, case["pipeline"], case["variant"], draws, self.functions)
             except UserError:
                 return
             yield f"{case['id']}: the original refuses this"
             return
-        found = run_steps(sample, case["pipeline"], case["variant"], draws)
+        found = run_steps(sample, case["pipeline"], case["variant"], draws, self.functions)
         tolerance = {"atol": 1e-6, "rtol": 1e-6, **(case.get("tol") or {})}
-        wanted = {name: self.array(case, key) for name, key in case.get("outputs", {}).items()}
+        wanted = {name: self.array(case, key) for name, key in case.get("outputs", {}).items() if name not in UNREAD}
         for name, value in (case.get("out_fields") or {}).items():
             if value == "unchanged":
                 wanted[name] = sample[name]
-            elif isinstance(value, int) and name in found and name not in ("label", "flip"):
+            elif (isinstance(value, int) and name in found and name not in ("label", "flip")) or name == "img_shape":
                 wanted[name] = np.array(value)
         for name, value in wanted.items():
             ours = np.asarray(found[name], dtype=np.float64)
             if ours.shape != value.shape:
                 yield f"{case['id']}: {name} has shape {ours.shape}, not {value.shape}"
-            elif not np.allclose(ours, value.astype(np.float64), atol=tolerance["atol"], rtol=tolerance["rtol"]):
+                continue
+            near = np.isclose(ours, value.astype(np.float64), atol=tolerance["atol"], rtol=tolerance["rtol"])
+            # Hard borders of windows: a rounding error may move a few of them by a pixel.
+            few = (~near).mean() <= tolerance.get("max_bad_frac", 0)
+            if not few or np.abs(ours - value).max(initial=0) > tolerance.get("bad_atol", np.inf):
                 yield f"{case['id']}: {name} is off by {np.abs(ours - value).max():.1e}"
-
-
-def runs_here(case: dict[str, Any]) -> bool:
-    # Cases of the heat-map geometry and of other parts have steps that are not ours.
-    return bool(case.get("pipeline")) and all(step["type"] in STEPS for step in case["pipeline"])
 
 
 SMALL = Cases(COMMITTED)
