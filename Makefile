@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(LOCK)
 export DVC_NO_ANALYTICS = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint types ui real sample-study golden clean
+.PHONY: run test lint types ui real sample-study golden image clean
 
 # Members trained side by side; each gets its share of the cores.
 JOBS ?= 2
@@ -54,6 +54,12 @@ sample-study: $(INSTALLED)
 # A line per golden case with the error found and its tolerance.
 golden: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_golden_*.py -rA -s
+
+# The component image; BASE_IMAGE, PIP_ARGS and secrets are for build machines without the public registries.
+BUILD_ARGS ?=
+image:
+	DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --tag sixstream:cpu \
+	  --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_ARGS) .
 
 clean:
 	rm -rf .venv .work
