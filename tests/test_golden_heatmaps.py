@@ -13,4 +13,5 @@ def test_every_geometry_and_heat_map_case(golden_dir: Path) -> None:
     # Points and limbs at once, which PYSKL refuses and MMAction2 mixes up, cannot be asked of ours.
     cases = [case for case in cases if not case["id"].startswith("both/")]
     assert len(cases) >= 80
-    assert [problem for case in cases for problem in full.problems(case)] == []
+    for case in cases:
+        full.check(case)
