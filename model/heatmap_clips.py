@@ -64,7 +64,10 @@ class HeatmapClips:
         if "z" in store.channels:
             raise UserError(f"{store.folder}: holds 3D joints; heat maps ('{stream}') are drawn from 2D key points")
         if store.image_size is None:
-            raise UserError(f"{store.folder}: has no image sizes, which heat maps need; give clips an 'img_shape'")
+            raise UserError(
+                f"{store.folder}: has no image sizes, which heat maps need; give every clip its own (`img_shape` of an "
+                "annotation, `image_size` of a clip to predict)"
+            )
         self.joints = Clips(
             store,
             positions,

@@ -18,7 +18,7 @@ REACH = 3  # sigmas
 SIDES = (0, 8, 12, 16, 24, 32)
 # Pixels drawn at a time, which bounds the memory beside the maps; on a CPU they should stay in its cache.
 CHUNK = {"cpu": 1 << 17}
-CHUNK_ELSEWHERE = 1 << 25
+CHUNK_ELSEWHERE = 1 << 23
 
 
 def keypoint_maps(
