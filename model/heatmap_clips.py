@@ -28,7 +28,8 @@ class HeatmapClips:
     `test_size` are sides in pixels, `area` the random crop's share of the image, `flip` the probability to mirror a
     training clip. `test_crop` false scales the box to the square instead of cropping (PYSKL, Kinetics). `double`
     adds the mirrored maps of every test clip, after the originals. `threshold` (PYSKL: 1e-3) and `sigma` are
-    `model.heatmaps`'s. Without scores, or with `use_score` false, a joint counts fully where a coordinate is not zero.
+    `model.heatmaps`'s. Without scores, or with `use_score` false, a joint counts fully where a coordinate is not zero
+    (the released code then draws absent joints too, at the corner of the image).
 
     Attributes: as `Clips`; `num_channels` counts joints or limbs, `num_clips` mirrored test clips too.
     Raises UserError for what `Clips` refuses, and for a store without scores or image sizes in pixels.
