@@ -11,6 +11,7 @@ from golden_report import close
 from golden_steps import STEPS
 from test_golden_data import Cases, model_cases
 
+from model.clips import Clips
 from model.heatmap_clips import HeatmapClips
 from model.heatmaps import keypoint_maps, limb_maps
 from model.layouts import load_layout
@@ -48,7 +49,9 @@ def test_maps_alone(golden_dir: Path) -> None:
         close(name, "maps", found[0].transpose(0, 1), dense(case["output"]), atol=1e-5, rtol=1e-4)
 
 
-def clips_of(folder: Path, sample: dict[str, Any], **options: Any) -> HeatmapClips:
+def clips_of(
+    folder: Path, sample: dict[str, Any], stream: str, num_clips: int = 1, sampler: str = "mmaction2", **options: Any
+) -> HeatmapClips:
     """One sample of the originals, in float16 as released, packed and fed as in a test."""
     joints = np.concatenate([sample["keypoint"], np.asarray(sample["keypoint_score"])[..., None]], axis=-1)
     size = tuple(float(side) for side in sample["img_shape"])
@@ -63,7 +66,8 @@ def clips_of(folder: Path, sample: dict[str, Any], **options: Any) -> HeatmapCli
         source="golden",
         dtype="float16",
     )
-    return HeatmapClips(open_store(folder), [0], clip_length=48, training=False, **options)
+    sampling: dict[str, Any] = {"clip_length": 48, "num_clips": num_clips, "sampler": sampler}
+    return HeatmapClips(Clips(open_store(folder), [0], stream="joint", training=False, **sampling), stream, **options)
 
 
 def test_the_validation_pipeline_from_a_store(golden_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.plain.heatmaps import plain_keypoint_maps, plain_limb_maps
 from model import geometry2d, heatmaps
+from model.clips import Clips
 from model.errors import UserError
 from model.heatmap_clips import HeatmapClips
 from model.heatmaps import keypoint_maps, limb_maps, mirrored
@@ -109,9 +110,18 @@ def store(tmp_path: Path) -> Store:
     return planar_store(tmp_path / "store")
 
 
-def feed(store: Store, stream: str = "keypoint", *, training: bool = False, **options: Any) -> HeatmapClips:
-    sizes = {"clip_length": 8, "resize": 18, "train_size": 16, "test_size": 20, "num_clips": 2}
-    return HeatmapClips(store, range(6), stream=stream, training=training, **(sizes | options))
+def feed(store: Store, stream: str = "keypoint", *, training: bool = False, persons: Any = None, **options: Any) -> Any:
+    joints = Clips(
+        store,
+        range(len(store)),
+        stream="joint",
+        clip_length=8,
+        num_clips=2,
+        persons=persons,
+        sampler="mmaction2",
+        training=training,
+    )
+    return HeatmapClips(joints, stream, **({"resize": 18, "train_size": 16, "test_size": 20} | options))
 
 
 @pytest.mark.parametrize(("stream", "channels"), [("keypoint", 17), ("limb", 17)])
@@ -144,8 +154,8 @@ def test_training_follows_from_the_generator(store: Store) -> None:
 
 
 def test_half_of_the_training_clips_are_mirrored(store: Store) -> None:
-    fixed: dict[str, Any] = {"area": (1.0, 1.0), "clip_length": 12}
-    rows = torch.zeros(64, dtype=torch.int64)  # a clip of 12 frames, so nothing but the start is drawn
+    fixed: dict[str, Any] = {"area": (1.0, 1.0)}
+    rows = torch.zeros(64, dtype=torch.int64)
     never, always = (feed(store, training=True, flip=flip, **fixed) for flip in (0.0, 1.0))
     half = feed(store, training=True, **fixed)
     maps = [clips.batch(rows, torch.Generator().manual_seed(0)) for clips in (never, always, half)]
@@ -177,15 +187,14 @@ def test_a_square_box_needs_no_crop_and_an_image_does(store: Store, tmp_path: Pa
     about = {"layout": layout, "channels": channels, "classes": ["a"], "splits": {}, "data_hash": "", "source": "here"}
     write_store(tmp_path / "narrow", [clip], **about)
     for crop, column in ((True, 40 / 12 - 3), (False, 40 / 16)):
-        clips = HeatmapClips(open_store(tmp_path / "narrow"), [0], stream="keypoint", clip_length=8, training=False,
-                             test_size=20, test_crop=crop)  # fmt: skip
-        assert int(clips.batch([0])[0].sum((0, 1, 2)).argmax()) == pytest.approx(column, abs=1)
+        maps = feed(open_store(tmp_path / "narrow"), test_crop=crop).batch([0])
+        assert int(maps[0].sum((0, 1, 2)).argmax()) == pytest.approx(column, abs=1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": ["x", "y", "z"]}, "holds 3D joints; heat maps \\('keypoint'\\) are drawn from 2D"),
+        ({"channels": ["x", "y", "z"]}, "heat maps \\('keypoint'\\) are drawn from 2D key points in pixels only"),
         ({"image_size": None}, "has no image sizes, which heat maps need"),
     ],
 )
