@@ -17,6 +17,7 @@ from model.errors import UserError
 # verb → "module:function". Modules are imported only for the verb that runs: torch and mlflow cost seconds.
 VERBS = {
     "sample-data": "components.sample_data:sample",
+    "entry": "pipeline.catalogue:entry",
     "preprocess": "components.preprocess:preprocess",
     "train": "components.train:train",
     "evaluate": "components.evaluate:evaluate",
@@ -33,6 +34,7 @@ VERBS = {
 
 SUMMARIES = {
     "sample-data": "write raw NTU-format clips of synthetic actions",
+    "entry": "write a dataset's entry with its named recipe written out",
     "preprocess": "read, check and pack the raw files of a dataset",
     "train": "train one member",
     "evaluate": "score one member's checkpoints on every split",
@@ -112,9 +114,9 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
 def call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call `function` with parsed options; `params` is the path of parameters, which are read here."""
     if "params" in options:
-        from components.params import load_params
+        from pipeline.catalogue import load_expanded
 
-        options = {**options, "params": load_params(options["params"])}
+        options = {**options, "params": load_expanded(options["params"])}
     parameters = inspect.signature(function).parameters.values()
     first = [options.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     return function(*first, **options)
