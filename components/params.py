@@ -32,7 +32,7 @@ class SampleData(Strict):
 class Data(Strict):
     """How a dataset's raw files become the packed store."""
 
-    reader: str = Field(description="form of the raw files: ntu_raw or annotations")
+    reader: str = Field(description="form of the raw files: ntu_raw, annotations or kinetics")
     options: Options = Field(default_factory=dict, description="arguments of the reader")
     prepare: list[Options] = Field(
         default_factory=list, description="steps applied once to every clip, in order: {name: …, arguments}"

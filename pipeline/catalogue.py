@@ -30,7 +30,8 @@ class Released(Strict):
     metric: Literal["top1", "mean_class"] = Field("top1", description="figure that was published")
     protocol: Protocol = Field(description="which epoch the published figures are of")
     members: list[str] = Field(min_length=1, description="STREAM-sSEED of each network")
-    ensembles: dict[str, dict[str, int | float]] = Field(default_factory=dict, description="name: weights by member")
+    ensembles: dict[str, dict[str, int | float]] | None = Field(None, description="name: weights by member")
+    starts_from: str = Field("", description="recipe whose weights it starts from, classifier replaced")
     published: dict[str, float] = Field(default_factory=dict, description="percent by stream or ensemble")
     published_top5: dict[str, float] = Field(default_factory=dict, description="the same, top-5")
     data: Options = Field(description="what a data set's `data` takes over")
@@ -161,7 +162,7 @@ def params_of(name: str) -> dict[str, Any]:
         members[f"{recipe.model}-{member}"] = {"model": recipe.model, "stream": stream, "seed": int(seed)}
     ensembles = {
         title: {"members": {f"{recipe.model}-{member}": weight for member, weight in weights.items()}}
-        for title, weights in recipe.ensembles.items()
+        for title, weights in (recipe.ensembles or {}).items()
     } or {"all": {"members": dict.fromkeys(members, 1)}}
     short = {"data": {"reader": "annotations", **recipe.data}, "recipe": name}
     return {

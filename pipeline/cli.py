@@ -27,6 +27,7 @@ VERBS = {
     "predict": "components.predict:predict",
     "run": "pipeline.run:run",
     "results": "pipeline.run:results",
+    "recipes": "pipeline.listing:recipes",
     "workspace": "pipeline.workspace:workspace",
     "sample-study": "pipeline.study:sample_study",
     "tracking-sync": "components.tracking:sync",
@@ -44,6 +45,7 @@ SUMMARIES = {
     "predict": "classify raw clips with a registered model",
     "run": "run the whole pipeline through DVC, members side by side if asked",
     "results": "print the results table of the last run",
+    "recipes": "list the released recipes, or print the parameters of one",
     "workspace": "make a scratch workspace for another dataset",
     "sample-study": "run the pipeline on several seeds of the sample data",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
@@ -96,7 +98,9 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
         kind, many = plain_type(hints[name])
         required = parameter.default is inspect.Parameter.empty
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, nargs="+" if many else None, type=kind, help=help_text)
+            nargs = "+" if many else None if required else "?"
+            default = None if required else parameter.default
+            parser.add_argument(name, nargs=nargs, type=kind, default=default, help=help_text)
         elif kind is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
         else:
