@@ -1,15 +1,20 @@
 """Using a released recipe: naming it in params.yaml, changing it, listing it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_run import annotations, small_params, write_raw
 
 from components.params import parse_params
 from model.errors import UserError
 from pipeline.catalogue import expand, load_expanded, merge, params_of, recipe_names, released
 from pipeline.cli import main
+from pipeline.workspace import ROOT, fill_workspace
 
 
 def short(recipe: Any, **entry: Any) -> dict[str, Any]:
@@ -85,3 +90,31 @@ def test_the_list_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[0] for line in lines[1 : 1 + len(recipe_names())]] == recipe_names()
     line = next(line for line in lines if line.startswith("protogcn/ntu60-xsub "))
     assert line.split()[1:3] == ["7.48", "135.0"] and line.endswith("v1 93.81")
+
+
+def _stages_run(place: Path, goal: str) -> set[str]:
+    """`dvc repro` of a goal; the stages that it ran."""
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": tools, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", "repro", goal]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")}
+
+
+def test_dvc_follows_what_a_named_recipe_says(tmp_path: Path) -> None:
+    content = small_params()
+    content["datasets"]["small"]["recipe"] = {"name": "protogcn/ntu60-xsub", "clip_length": 12}
+    fill_workspace(tmp_path, content)
+    write_raw(tmp_path / "data" / "raw" / "small", annotations())
+    assert _stages_run(tmp_path, "preprocess") == {"entry", "preprocess"}
+    lock = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]
+    tracked = lock["preprocess"]["params"]["runs/small/entry.json"]["data"]
+    assert tracked["dtype"] == "float16" and tracked["prepare"] == [{"name": "normalise_3d"}]
+    # A file of recipes that changes without changing this entry runs nothing further; a changed entry does.
+    with open(tmp_path / "pipeline" / "recipes" / "protogcn.yaml", "a") as stream:
+        stream.write("# a remark\n")
+    assert _stages_run(tmp_path, "preprocess") == {"entry"}
+    content["datasets"]["small"]["data"]["dtype"] = "float32"
+    fill_workspace(tmp_path, content)
+    assert _stages_run(tmp_path, "preprocess") == {"entry", "preprocess"}
