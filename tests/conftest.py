@@ -34,6 +34,18 @@ def small_golden() -> Path:
     return SMALL_GOLDEN
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database; copying it is quicker than making one for every test."""
+    from components.tracking import connect
+
+    folder = tmp_path_factory.mktemp("database")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(folder)
+    return folder / "mlflow.db"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`-m golden` chooses the tests against the full golden files."""
     for item in items:

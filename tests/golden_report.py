@@ -18,8 +18,22 @@ def at_most(case: str, what: str, error: float, tolerance: float) -> None:
     assert error <= tolerance, LINES[-1]
 
 
-def close(case: str, what: str, found: Any, wanted: Any, *, rtol: float = 1e-6, atol: float = 1e-6) -> None:
-    """Assert |found - wanted| <= atol + rtol |wanted| everywhere, for arrays of one shape."""
+def close(
+    case: str,
+    what: str,
+    found: Any,
+    wanted: Any,
+    *,
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
+    max_bad_frac: float = 0.0,
+    bad_atol: float = 0.0,
+) -> None:
+    """Assert |found - wanted| <= atol + rtol |wanted| everywhere, for arrays of one shape.
+
+    The share `max_bad_frac` may exceed that up to `bad_atol`: where a window has a hard border, a rounding error can
+    move it by a pixel.
+    """
     found, wanted = _array(found), _array(wanted)
     assert found.shape == wanted.shape, f"{case}: {what} has shape {found.shape}, not {wanted.shape}"
     difference = np.abs(found - wanted)
@@ -27,7 +41,11 @@ def close(case: str, what: str, found: Any, wanted: Any, *, rtol: float = 1e-6, 
     scale = float(np.abs(wanted).max(initial=0.0))
     LINES.append(f"{case:34} {what:34} error {largest:8.1e}   tolerance {atol:.0e} + {rtol:.0e} of up to {scale:.1e}")
     excess = difference - rtol * np.abs(wanted)
-    assert not np.isnan(found).any() and float(excess.max(initial=0.0)) <= atol, LINES[-1]
+    bad = int((excess > atol).sum())
+    if bad:
+        LINES[-1] += f", {bad} of {excess.size} beyond"
+    assert not np.isnan(found).any() and bad <= max_bad_frac * excess.size, LINES[-1]
+    assert not bad or largest <= bad_atol, LINES[-1]
 
 
 def same(case: str, what: str, found: Any, wanted: Any) -> None:
