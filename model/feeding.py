@@ -38,8 +38,9 @@ def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], 
 
 
 def validation_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
-    """One fixed clip per sample, as the original code validates between epochs."""
-    return _clips(store, positions, recipe, 1, False, device)
+    """One fixed clip per sample, not mirrored, as the original code validates between epochs."""
+    plain = {**recipe, "heatmap": {**recipe.get("heatmap", {}), "double": False}}
+    return _clips(store, positions, plain, 1, False, device)
 
 
 def test_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from components.params import Params, Recipe, parse_params
+from components.params import Params, parse_params
 from components.preparation import prepare_clips
 from components.readers import READERS
 from model.augment import check_augmentations
@@ -46,19 +46,19 @@ TRAINING = {
     "mmaction2/posec3d/hmdb51": (10, 12, 16 * 8, 0.01, "step", 3e-4, False, 40),
 }
 
-# preparation, stored type, frames, sampler, motion, joints appended, rotation's (theta, upper bound)
+# preparation (or variant of the pixels' normalisation), stored type, frames, sampler, motion, joints appended, angles
 TURNED = ("normalise_3d", {"align_spine": True, "align_shoulder": True})
 FEEDING: dict[str, tuple[Any, ...]] = {
     "protogcn/ntu": (("normalise_3d", {}), "float16", 100, "protogcn", "before", None, (0.2, None)),
     "protogcn/finegym": (None, "float16", 100, "pyskl", "after", "coco_new", None),
     "protogcn/kinetics400": (None, "float16", 100, "pyskl", "after", "coco_new", None),
     "mmaction2/*-3d": (TURNED, "float32", 100, "mmaction2", "before", None, None),
-    "mmaction2/*-2d": (("normalise_2d", {"variant": "mmaction2"}), "float16", 100, "mmaction2", "before", None, None),
+    "mmaction2/*-2d": ("mmaction2", "float16", 100, "mmaction2", "before", None, None),
     "pyskl/*-3d": (TURNED, "float32", 100, "pyskl", "before", None, None),
-    "pyskl/*-2d": (("normalise_2d", {"variant": "pyskl"}), "float32", 100, "pyskl", "before", None, None),
+    "pyskl/*-2d": ("pyskl", "float16", 100, "pyskl", "before", None, None),
     "pyskl/dgstgcn/*-3d": (TURNED, "float32", 100, "pyskl", "before", None, (0.2, None)),
     # In the plane the original draws from [-theta, 1]: a defect that is kept.
-    "pyskl/dgstgcn/*-2d": (("normalise_2d", {"variant": "pyskl"}), "float32", 100, "pyskl", "before", None, (0.2, 1.0)),
+    "pyskl/dgstgcn/*-2d": ("pyskl", "float16", 100, "pyskl", "before", None, (0.2, 1.0)),
     "mmaction2/posec3d/": (None, "float16", 48, "mmaction2", "before", None, None),
     "pyskl/posec3d/": (None, "float16", 48, "pyskl", "before", None, None),
 }
@@ -136,8 +136,6 @@ def row(table: dict[str, Any], name: str) -> Any:
 
 @cache
 def params(name: str) -> Params:
-    if "posec3d" in name and "heatmap" not in Recipe.model_fields:
-        pytest.skip("heat maps are not yet fed")
     return parse_params(params_of(name), name)
 
 
@@ -167,7 +165,9 @@ def test_feeding_is_the_published_one(name: str) -> None:
     entry = params(name).entry
     found = entry.recipe
     step, dtype, frames, sampler, difference, finish, rotation = row(FEEDING, name)
-    assert entry.data.prepare == ([{"name": step[0], **step[1]}] if step else [])
+    normalised = isinstance(step, str)
+    assert entry.data.prepare == ([{"name": step[0], **step[1]}] if step and not normalised else [])
+    assert found.normalise_2d == (step if normalised else None)
     assert (entry.data.dtype, found.clip_length, found.test_clips) == (dtype, frames, 10)
     assert (found.sampler, found.difference, found.finish) == (sampler, difference, finish)
     assert found.persons == (None if "posec3d" in name else 2)
