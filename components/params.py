@@ -117,6 +117,9 @@ class Recipe(Strict):
     released: str = Field("", description="the released recipe that these values come from (written when expanded)")
     epochs: int = Field(150, gt=0, description="passes over the training split")
     repeats: int = Field(1, gt=0, description="times the training split is repeated within an epoch")
+    class_factors: list[float] = Field(
+        default_factory=list, description="how often a pass visits a clip of each class, one number per class"
+    )
     batch_size: int = Field(16, gt=0, description="global batch, over all processes")
     lr: float = Field(0.025, gt=0, description="initial learning rate for that batch")
     base_batch: int | None = Field(None, gt=0, description="scale lr by batch_size / base_batch; empty: do not")

@@ -144,6 +144,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
         deterministic=recipe.deterministic,
         validate_every=recipe.validate_every,
         repeats=recipe.repeats,
+        class_factors=tuple(recipe.class_factors),
     )
     return {
         "net": net.to(device),

@@ -49,8 +49,9 @@ def figures(recipe: Released) -> str:
 
 def cost(recipe: Released) -> int:
     """Multiply-accumulates of training a member, estimated: a backward pass counts as two forward ones."""
-    passes = recipe.recipe["epochs"] * recipe.recipe["repeats"]
-    return 3 * macs(recipe) * recipe.clips[0] * passes
+    factors = recipe.recipe.get("class_factors") or [1]
+    passes = recipe.recipe["epochs"] * recipe.recipe["repeats"] * sum(factors) / len(factors)
+    return round(3 * macs(recipe) * recipe.clips[0] * passes)
 
 
 def macs(recipe: Released) -> int:

@@ -40,6 +40,7 @@ TRAINING = {
     "pyskl/dgstgcn/": (1, 150, 16 * 4, 0.1, "cosine", 5e-4, True, None),
     "mmaction2/posec3d/ntu60-xsub": (10, 24, 16 * 8, 0.2, "cosine", 3e-4, False, 40),
     "mmaction2/posec3d/finegym": (10, 24, 16 * 8, 0.2, "cosine", 3e-4, False, 40),
+    "pyskl/posec3d/ntu120-xsub": (10, 24, 16 * 8, 0.2, "cosine", 3e-4, False, 40),
     "pyskl/posec3d/finegym": (10, 24, 32 * 8, 0.4, "cosine", 3e-4, False, 40),
     "mmaction2/posec3d/kinetics400": (10, 24, 32 * 8, 0.4, "cosine", 1e-4, False, 40),
     "mmaction2/posec3d/ucf101": (10, 12, 16 * 8, 0.01, "step", 3e-4, False, 40),
@@ -144,7 +145,10 @@ def test_every_released_configuration_is_there() -> None:
     named |= {f"mmaction2/{model}/{where}" for model, sets in MMACTION2.items() for where in sets}
     models = ("stgcnpp", "agcn", "ctrgcn", "dgstgcn")
     named |= {f"pyskl/{model}/{where}-{form}" for model in models for where in SETS for form in ("2d", "3d")}
-    named |= {f"mmaction2/posec3d/{where}" for where in POSEC3D_FIGURES} | {"pyskl/posec3d/finegym"}
+    named |= {f"mmaction2/posec3d/{where}" for where in POSEC3D_FIGURES} | {
+        "pyskl/posec3d/finegym",
+        "pyskl/posec3d/ntu120-xsub",
+    }
     assert set(recipe_names()) == named
 
 
@@ -156,6 +160,7 @@ def test_training_is_the_published_one(name: str) -> None:
     assert (found.schedule, found.weight_decay, found.nesterov, found.clip_grad) == (schedule, decay, nesterov, norm)
     assert found.momentum == 0.9 and found.label_smoothing == 0 and not found.amp and found.accumulate == 1
     assert found.base_batch == batch  # another batch size changes the rate in proportion
+    assert found.class_factors == ([1] * 60 + [2] * 60 if name == "pyskl/posec3d/ntu120-xsub" else [])
     if schedule == "step":
         assert (found.milestones, found.gamma) == ([9, 11], 0.1)
 
