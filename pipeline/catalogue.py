@@ -29,14 +29,15 @@ class Released(Strict):
     clips: tuple[int, int] = Field(description="training and test clips")
     metric: Literal["top1", "mean_class"] = Field("top1", description="figure that was published")
     protocol: Protocol = Field(description="which epoch the published figures are of")
-    members: list[str] = Field(min_length=1, description="STREAM-sSEED of each network")
+    members: list[str] = Field(default_factory=list, description="STREAM-sSEED of each network")
     ensembles: dict[str, dict[str, int | float]] | None = Field(None, description="name: weights by member")
     starts_from: str = Field("", description="recipe whose weights it starts from, classifier replaced")
     published: dict[str, float] = Field(default_factory=dict, description="percent by stream or ensemble")
     published_top5: dict[str, float] = Field(default_factory=dict, description="the same, top-5")
     data: Options = Field(description="what a data set's `data` takes over")
     split: Split = Field(description="split")
-    recipe: Options = Field(description="what a data set's `recipe` takes over")
+    recipe: Options = Field(default_factory=dict, description="what a data set's `recipe` takes over")
+    umurl: Options = Field(default_factory=dict, description="the part `umurl` of params.yaml, for pre-training")
 
     @field_validator("members")
     @classmethod
@@ -123,6 +124,10 @@ def _expand_entry(entry: Any, where: str) -> Any:
         recipe = released(str(chosen["name"]))
     except UserError as error:
         raise UserError(f"{where}.recipe: {error}") from None
+    if recipe.umurl:
+        raise UserError(
+            f"{where}.recipe: {chosen['name']} is of pre-training; `sixstream recipes NAME` prints its part"
+        )
     changes = {key: value for key, value in chosen.items() if key != "name"}
     own_data = entry.get("data") or {}
     given = {key: value for key, value in recipe.data.items() if key != "options" or "reader" not in own_data}
@@ -152,10 +157,16 @@ def entry(params: Params, out: Path) -> None:
 def params_of(name: str) -> dict[str, Any]:
     """A whole params.yaml that runs the recipe: members, ensembles with the published weights, the entry written out.
 
-    Its data are annotations as PYSKL distributes them, put into data/raw/<the recipe's data set>.
+    Its data are annotations as PYSKL distributes them, put into data/raw/<the recipe's data set>, unless the recipe
+    names a reader. A recipe of pre-training gives the part `umurl` and the entry, without members.
     """
     recipe = released(name)
     dataset = name.rpartition("/")[2]
+    head = {"dataset": dataset, "protocol": recipe.protocol}
+    data = {"reader": "annotations", **recipe.data}
+    if recipe.umurl:
+        entry = {"data": data, "split": recipe.split.model_dump(exclude_unset=True), "recipe": {}}
+        return {**head, "umurl": recipe.umurl, "datasets": {dataset: entry}}
     members = {}
     for member in recipe.members:
         stream, _, seed = member.rpartition("-s")
@@ -164,12 +175,10 @@ def params_of(name: str) -> dict[str, Any]:
         title: {"members": {f"{recipe.model}-{member}": weight for member, weight in weights.items()}}
         for title, weights in (recipe.ensembles or {}).items()
     } or {"all": {"members": dict.fromkeys(members, 1)}}
-    short = {"data": {"reader": "annotations", **recipe.data}, "recipe": name}
     return {
-        "dataset": dataset,
-        "protocol": recipe.protocol,
+        **head,
         "members": members,
         "ensembles": ensembles,
         "register": {"ensemble": list(ensembles)[-1]},
-        "datasets": {dataset: _expand_entry(short, name)},
+        "datasets": {dataset: _expand_entry({"data": data, "recipe": name}, name)},
     }

@@ -29,7 +29,8 @@ def table() -> list[str]:
     lines = [f"{'recipe':{width}}  {'GMAC':>6}  {'PMAC':>6}  published, %"]
     for name in recipe_names():
         recipe = released(name)
-        lines.append(f"{name:{width}}  {macs(recipe) / 1e9:6.2f}  {cost(recipe) / 1e15:6.1f}  {figures(recipe)}")
+        work = "     -       -" if recipe.umurl else f"{macs(recipe) / 1e9:6.2f}  {cost(recipe) / 1e15:6.1f}"
+        lines.append(f"{name:{width}}  {work}  {figures(recipe)}")
     return [
         *lines,
         "",
@@ -80,7 +81,8 @@ def written_out(name: str) -> list[str]:
     head = [f"# {name}: {figures(recipe)}"]
     if recipe.published_top5:
         head.append(f"# top-5: {', '.join(f'{what} {value:g}' for what, value in recipe.published_top5.items())}")
-    head.append(f"# about {cost(recipe) / 1e15:.1f} PMAC a member: {COST_RULE}")
+    if not recipe.umurl:
+        head.append(f"# about {cost(recipe) / 1e15:.1f} PMAC a member: {COST_RULE}")
     return [*head, dump(params_of(name))]
 
 

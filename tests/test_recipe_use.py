@@ -71,6 +71,11 @@ def test_a_name_that_was_not_written_out_is_not_taken_for_defaults() -> None:
         parse_params(content, "params.yaml")
 
 
+def test_pre_training_is_pasted_and_not_named() -> None:
+    with pytest.raises(UserError, match="datasets.mine.recipe: umurl/ntu60-xsub is of pre-training"):
+        expand(short("umurl/ntu60-xsub"))
+
+
 def test_later_bases_and_own_keys_win() -> None:
     assert merge({"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}, "d": {}}) == {"a": {"b": 1, "c": [3]}, "d": {}}
 

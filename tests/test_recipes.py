@@ -101,6 +101,14 @@ POSEC3D_FIGURES = {
     "hmdb51": {"keypoint": 69.6},
 }
 
+# recognition by linear evaluation, retrieval
+UMURL_FIGURES = {
+    "ntu60-xsub": (84.2, 72.0),
+    "ntu60-xview": (90.9, 88.9),
+    "ntu120-xsub": (75.2, 59.5),
+    "ntu120-xset": (76.3, 62.2),
+}
+
 # Published multiply-accumulates (G) and parameters of one network. Heat maps are smaller in training than in tests.
 PARAMETERS = {
     "mmaction2/stgcn/ntu60-xsub-3d": (5.713, 3_098_832),
@@ -135,6 +143,9 @@ def row(table: dict[str, Any], name: str) -> Any:
     return table[max(fitting, key=len)]
 
 
+SUPERVISED = [name for name in recipe_names() if released(name).recipe]
+
+
 @cache
 def params(name: str) -> Params:
     return parse_params(params_of(name), name)
@@ -149,10 +160,11 @@ def test_every_released_configuration_is_there() -> None:
         "pyskl/posec3d/finegym",
         "pyskl/posec3d/ntu120-xsub",
     }
+    named |= {f"umurl/{where}" for where in SETS}
     assert set(recipe_names()) == named
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_training_is_the_published_one(name: str) -> None:
     found = params(name).entry.recipe
     repeats, epochs, batch, rate, schedule, decay, nesterov, norm = row(TRAINING, name)
@@ -165,7 +177,7 @@ def test_training_is_the_published_one(name: str) -> None:
         assert (found.milestones, found.gamma) == ([9, 11], 0.1)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_feeding_is_the_published_one(name: str) -> None:
     entry = params(name).entry
     found = entry.recipe
@@ -190,9 +202,7 @@ def test_feeding_is_the_published_one(name: str) -> None:
 
 
 def test_heat_maps_are_the_published_ones() -> None:
-    for name in recipe_names():
-        if "posec3d" not in name:
-            continue
+    for name in (name for name in SUPERVISED if "posec3d" in name):
         maps = released(name).recipe["heatmap"]
         assert (maps["sigma"], maps["area"], maps["flip"], maps["padding"]) == (0.6, [0.56, 1.0], 0.5, 0.25)
         assert maps["threshold"] == (1e-3 if name.startswith("pyskl") else 1e-4)
@@ -204,6 +214,22 @@ def test_heat_maps_are_the_published_ones() -> None:
         assert released(name).starts_from == "mmaction2/posec3d/kinetics400"
 
 
+def test_pre_training_is_the_published_one() -> None:
+    for where in SETS:
+        content = params_of(f"umurl/{where}")
+        network, pretrain, linear = (content["umurl"][part] for part in ("network", "pretrain", "linear"))
+        assert (network["hidden"], network["frames"], network["projector_width"]) == (1024, 64, 4096)
+        assert pretrain["batch_size"] == (512 if where == "ntu60-xsub" else 1024)
+        found = [pretrain[key] for key in ("epochs", "lr", "milestones", "weight_decay")]
+        assert found == [451, 5e-4, [351], 1e-5]
+        found = [linear[key] for key in ("epochs", "batch_size", "lr", "milestones", "momentum", "look_every")]
+        assert found == [150, 512, 0.03, [120, 140], 0.9, 5]
+        assert linear["report"] == "best_on_test" and content["umurl"]["retrieval"] == {"neighbours": 1}
+        data = content["datasets"][where]["data"]
+        assert (data["reader"], data["prepare"], data["dtype"]) == ("ntu_raw", [], "float32")
+        assert data["options"] == {"conversion": "umurl", "actions": 60 if "60" in where else 120}
+
+
 def test_published_figures() -> None:
     published = {name: released(name).published for name in recipe_names()}
     for where, values in PROTOGCN_FIGURES.items():
@@ -213,13 +239,15 @@ def test_published_figures() -> None:
         assert published.pop(f"mmaction2/{where}") == dict(zip([*GRAPH_STREAMS, "two", "four"], values, strict=True))
     for where, figures in POSEC3D_FIGURES.items():
         assert published.pop(f"mmaction2/posec3d/{where}") == figures
+    for where, (linear, retrieval) in UMURL_FIGURES.items():
+        assert published.pop(f"umurl/{where}") == {"linear": linear, "retrieval": retrieval}
     assert not any(published.values())
     assert released("protogcn/kinetics400").published_top5 == {"two": 74.0, "four": 75.1, "v1": 75.6}
     mean_class = {name for name in recipe_names() if released(name).metric == "mean_class"}
     assert mean_class == {name for name in recipe_names() if name.endswith("finegym")}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_members_and_weights_of_the_fusions(name: str) -> None:
     found = params(name)
     model = released(name).model
@@ -243,7 +271,7 @@ def test_members_and_weights_of_the_fusions(name: str) -> None:
     assert released(name).streams == (SIX if model == "protogcn" else GRAPH_STREAMS)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_every_named_step_exists(name: str) -> None:
     found = params(name)
     layout = load_layout(released(name).layout)
