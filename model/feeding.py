@@ -29,7 +29,12 @@ class Feed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor: ...
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:

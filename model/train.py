@@ -186,8 +186,9 @@ def _train_epoch(
 
         asked = time.perf_counter()
         generator = torch.Generator().manual_seed(derived_seed(settings.seed, epoch, step, 0))
-        x = train.batch(rows, generator).to(device, non_blocking=True)
-        labels = train.labels[rows].to(device, non_blocking=True)
+        labels = train.labels[rows]  # a copy: augmentation may change the class of a clip
+        x = train.batch(rows, generator, labels).to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
         waited += time.perf_counter() - asked
 
         # The same on every rank: dropout draws for the rows of all ranks (distributed.SharedDropout).

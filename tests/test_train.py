@@ -12,7 +12,7 @@ from golden_report import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_kit import PROTOGCN, TinyNet, card, development, run, short, small_store, tiny, training
+from training_kit import PROTOGCN, DoubleClips, TinyNet, card, development, run, short, small_store, tiny, training
 
 from model import create_model
 from model.checkpoint import build_network, load_checkpoint
@@ -96,6 +96,20 @@ def test_classes_are_visited_by_their_factors() -> None:
 def test_epochs_differ_in_order() -> None:
     one, two = (torch.cat(epoch_batches(short(), torch.zeros(32), epoch)) for epoch in (0, 1))
     assert not torch.equal(one, two)
+
+
+def test_the_loss_sees_labels_that_augmentation_changed(store: Store, tmp_path: Path) -> None:
+    class Relabelled(DoubleClips):
+        def batch(self, rows: Tensor, generator: Any = None, labels: Tensor | None = None) -> Tensor:
+            if labels is not None:
+                labels.fill_(2)
+            return self.clips.batch(rows, generator)
+
+    net, seen = tiny(), []
+    original = net.loss
+    net.loss = lambda x, labels: seen.append(labels.clone()) or original(x, labels)  # type: ignore
+    fit(net, Relabelled(training(store)), None, short(epochs=1), folder=tmp_path, card=card())
+    assert (torch.cat(seen) == 2).all()
 
 
 @pytest.mark.parametrize(
