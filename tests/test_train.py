@@ -108,7 +108,7 @@ def test_the_loss_sees_labels_that_augmentation_changed(store: Store, tmp_path: 
     net, seen = tiny(), []
     original = net.loss
     net.loss = lambda x, labels: seen.append(labels.clone()) or original(x, labels)  # type: ignore
-    fit(net, Relabelled(training(store)), None, short(epochs=1), folder=tmp_path, card=card())
+    fit(net, Relabelled(training(store)), None, short(epochs=1), folder=tmp_path, card=card(), fingerprint={})
     assert (torch.cat(seen) == 2).all()
 
 
