@@ -5,6 +5,7 @@ A reader takes the path of raw files and returns a `Source`: checked clips with 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from os import cpu_count
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from components.annotations import read_annotations
+from components.entries import Entry, close_archives, find_entries
 from components.kinetics import read_kinetics
 from components.source import Source, set_aside
 from model import ntu
@@ -24,6 +26,7 @@ from model.store import Clip
 CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
     "pyskl": ntu.convert_pyskl,
     "mmaction2": ntu.convert_mmaction2,
+    "umurl": lambda raw: ntu.convert_umurl(raw).transpose(3, 1, 2, 0),  # before its normalisation
 }
 FACTORS = ("subject", "camera", "setup")
 PARALLEL_FROM = 1000  # files; fewer are read before processes have started
@@ -38,19 +41,22 @@ def read_ntu(
     actions: int = 120,
     workers: int | None = None,
 ) -> Source:
-    """Read a folder of `.skeleton` files, on all cores (or `workers` processes).
+    """Read a folder of `.skeleton` files, or of the zip archives as published, on all cores (or `workers` processes).
+
+    `path` may also be one archive; archives are read without unpacking them.
 
     Clips on the published list of missing skeletons are left out. A broken file is set aside with its reason, or
     ends the run if `strict`. Classes are the actions present, in the order of their numbers. `actions` (60 or 120)
     is the data set, which decides the splits; `conversion` the tool whose choice of bodies is followed.
 
-    Raises UserError for a folder without clips, names that are not NTU's, and doubled names.
+    Raises UserError for a folder without clips, names that are not NTU's, doubled names,
+    and archives that `find_entries` refuses.
     """
     path = Path(path)
     if conversion not in CONVERSIONS:
         raise UserError(f"conversion '{conversion}' is not one of {', '.join(CONVERSIONS)}")
-    if not path.is_dir():
-        raise UserError(f"{path}: not a folder; name the folder that holds the .skeleton files")
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        raise UserError(f"{path}: not a folder or zip archive; name what holds the .skeleton files")
     files = _files(path)
     parts = {name: ntu.parse_name(name) for name in files}
     of_data_set = [name for name in files if parts[name]["action"] <= actions]
@@ -66,40 +72,44 @@ def read_ntu(
     def clips() -> Iterator[Clip]:
         read = partial(_read_skeleton, conversion=conversion)
         results = _spread(read, [files[name] for name in kept], workers)
-        for name, (joints, reason) in zip(kept, results, strict=True):
-            if joints is not None:
-                factors = {factor: parts[name][factor] for factor in FACTORS}
-                yield Clip(name, label[parts[name]["action"]], joints, factors)
-            elif strict:
-                raise UserError(reason)
-            else:
-                set_aside(name, reason, splits, excluded)
+        try:
+            for name, (joints, reason) in zip(kept, results, strict=True):
+                if joints is not None:
+                    factors = {factor: parts[name][factor] for factor in FACTORS}
+                    yield Clip(name, label[parts[name]["action"]], joints, factors)
+                elif strict:
+                    raise UserError(reason)
+                else:
+                    set_aside(name, reason, splits, excluded)
+        finally:
+            close_archives()
 
     classes = [ntu.action_names()[action - 1] for action in present]
     return Source(clips(), load_layout("nturgb+d"), classes, splits, ["x", "y", "z"], excluded)
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*.skeleton"), key=lambda file: (file.name, file)):
-        if file.stem in files:
-            raise UserError(f"{file}: the same clip lies at {files[file.stem]}; keep one of them")
-        files[file.stem] = file
+def _files(path: Path) -> dict[str, Entry]:
+    files: dict[str, Entry] = {}
+    for entry in sorted(find_entries(path, ".skeleton"), key=lambda entry: (entry.stem, entry)):
+        if entry.stem in files:
+            raise UserError(f"{entry}: the same clip lies at {files[entry.stem]}; keep one of them")
+        files[entry.stem] = entry
     return files
 
 
-def _read_skeleton(path: Path, conversion: str) -> tuple[np.ndarray | None, str]:
-    """Joints (M, T, 25, 3) float16, or None and the reason why not."""
+def _read_skeleton(entry: Entry, conversion: str) -> tuple[np.ndarray | None, str]:
+    """Joints (M, T, 25, 3), or None and the reason why not."""
     try:
-        joints = CONVERSIONS[conversion](ntu.read_skeleton(path))
+        raw = ntu.parse_skeleton(entry.read(ntu.MAX_BYTES), str(entry))
+        joints = CONVERSIONS[conversion](replace(raw, name=entry.stem))
     except UserError as error:
         return None, str(error)
     if not joints.any():
-        return None, f"{path.stem}: no body in any frame; leave the clip out"
+        return None, f"{entry.stem}: no body in any frame; leave the clip out"
     return joints, ""
 
 
-def _spread(read: Callable[[Path], Any], paths: Sequence[Path], workers: int | None) -> Iterator[Any]:
+def _spread(read: Callable[[Entry], Any], paths: Sequence[Entry], workers: int | None) -> Iterator[Any]:
     """`map(read, paths)` over processes, with a bounded number of results ahead of the consumer."""
     workers = workers or cpu_count() or 1
     if workers == 1 or len(paths) <= PARALLEL_FROM:

@@ -15,6 +15,7 @@ COMPUTING = (
     "preprocess.py",
     "preparation.py",
     "readers.py",
+    "entries.py",
     "annotations.py",
     "kinetics.py",
     "source.py",

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
-from model.ntu_text import NUM_JOINTS, RawClip, format_skeleton, parse_skeleton, read_skeleton
+from model.ntu_text import MAX_BYTES, NUM_JOINTS, RawClip, format_skeleton, parse_skeleton, read_skeleton
 
 __all__ = [
-    "RawClip", "action_names", "convert_mmaction2", "convert_pyskl", "convert_umurl", "format_skeleton",
+    "MAX_BYTES", "RawClip", "action_names", "convert_mmaction2", "convert_pyskl", "convert_umurl", "format_skeleton",
     "missing_names", "ntu_splits", "parse_name", "parse_skeleton", "read_skeleton",
 ]  # fmt: skip
 

@@ -1,0 +1,117 @@
+"""Raw files where they lie: in a folder, in zip archives in it, or in one archive, read without unpacking.
+
+Nothing that an archive says is believed before it is read: names that lead out of it and links are refused, and a
+member is decompressed only to the size that its reader allows.
+"""
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from model.errors import UserError
+
+MAX_MEMBERS = 2_000_000
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cannot be decompressed in bounded pieces
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file in a folder, or the member of an archive. `inside` is its path below the folder or in the archive."""
+
+    inside: PurePosixPath
+    file: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.member}" if self.member else str(self.file)
+
+    @property
+    def stem(self) -> str:
+        return self.inside.stem
+
+    def read(self, limit: int) -> bytes:
+        """The content. Raises UserError naming the file when it is damaged or has more than `limit` bytes."""
+        try:
+            if self.member:
+                with _opened(self.file).open(self.member) as stream:
+                    content = stream.read(limit + 1)
+            else:
+                with self.file.open("rb") as stream:
+                    content = stream.read(limit + 1)
+        except DAMAGE as error:
+            raise UserError(f"{self}: cannot be read ({error}); copy it again or leave it out") from None
+        if len(content) > limit:
+            raise UserError(f"{self}: has more than the {limit} bytes that one such file may have; cut it into parts")
+        return content
+
+
+def find_entries(path: str | Path, wanted: Callable[[str], bool] | str) -> list[Entry]:
+    """Files of the folder or archive `path`, and of the archives in the folder, sorted by their names.
+
+    `wanted` is the ending of their names, or tells by the name. Raises UserError for an archive that is damaged or
+    has members that lead out of it.
+    """
+    path = Path(path)
+    suffix = wanted if isinstance(wanted, str) else ""
+    chosen = (lambda name: name.endswith(suffix)) if isinstance(wanted, str) else wanted
+    if path.is_file():
+        if path.suffix.lower() != ".zip":
+            return [Entry(PurePosixPath(path.name), path)] if chosen(path.name) else []
+        return sorted(_members(path, chosen))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    found: list[Entry] = []
+    for file in path.rglob("*"):
+        inside = PurePosixPath(file.relative_to(path).as_posix())
+        if not file.is_file() or _hidden(inside):
+            continue
+        if chosen(file.name):
+            found.append(Entry(inside, file))
+        elif file.suffix.lower() == ".zip":
+            found += _members(file, chosen)
+    return sorted(found)
+
+
+def close_archives() -> None:
+    """Close the archives that reading has left open for the next member."""
+    _opened.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _opened(file: Path) -> zipfile.ZipFile:
+    # Opening parses the whole list of members, so it is done once in a process and not for each member.
+    return zipfile.ZipFile(file)
+
+
+def _members(file: Path, chosen: Callable[[str], bool]) -> list[Entry]:
+    found = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except DAMAGE as error:
+        raise UserError(f"{file}: not a readable zip archive ({error}); download it again") from None
+    if len(members) > MAX_MEMBERS or sum(info.compress_size for info in members) > file.stat().st_size:
+        # Members that share their bytes are how a small archive claims to hold everything.
+        raise UserError(f"{file}: says it holds more than there is in it; do not use this archive")
+    for info in members:
+        inside = PurePosixPath(info.filename.replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts or ":" in info.filename or "\0" in info.orig_filename:
+            raise UserError(f"{file}: the member {info.filename!r} leads out of the archive; do not use this archive")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UserError(f"{file}: the member {info.filename!r} is a link; pack the file itself")
+        if info.is_dir() or _hidden(inside) or not chosen(inside.name):
+            continue
+        if info.flag_bits & 1 or info.compress_type not in COMPRESSIONS:
+            raise UserError(f"{file}: the member {info.filename!r} is encrypted or of a rare compression; pack it anew")
+        found.append(Entry(inside, file, info.filename))
+    return found
+
+
+def _hidden(inside: PurePosixPath) -> bool:
+    """Leavings of desktops: ._files, __MACOSX."""
+    return any(part.startswith((".", "__MACOSX")) for part in inside.parts)

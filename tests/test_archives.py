@@ -1,0 +1,154 @@
+"""Raw files inside zip archives: the same clips as from a folder, and nothing believed that an archive says."""
+
+import io
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_readers import RAW, raw, raw_folder, store_of
+
+from components import readers
+from components.entries import find_entries
+from components.readers import read_ntu
+from model import ntu
+from model.errors import UserError
+
+
+def pack(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def published(folder: Path, names: list[str], archives: int) -> None:
+    for number in range(archives):
+        own = names[number::archives]
+        members = {f"nturgb+d_skeletons/{name}.skeleton": raw(name, 3 + i % 4, i) for i, name in own}
+        pack(folder / f"nturgbd_{number}.zip", members)
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    return names == sorted(path.name for path in other.iterdir()) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names
+    )
+
+
+@pytest.mark.parametrize("archives", [1, 2])
+def test_archives_give_the_store_of_the_folder_byte_for_byte(tmp_path, archives):
+    (tmp_path / "files").mkdir()
+    published(tmp_path / "zips", list(enumerate(RAW)), archives)
+    store_of(read_ntu(raw_folder(tmp_path / "files", RAW)), tmp_path / "a")
+    store_of(read_ntu(tmp_path / "zips"), tmp_path / "b")
+    assert same_files(tmp_path / "a", tmp_path / "b")
+    if archives == 1:
+        store_of(read_ntu(tmp_path / "zips" / "nturgbd_0.zip"), tmp_path / "c")
+        assert same_files(tmp_path / "a", tmp_path / "c")
+    assert sorted(path.suffix for path in (tmp_path / "zips").iterdir()) == [".zip"] * archives  # nothing unpacked
+
+
+def test_archives_read_in_parallel_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "PARALLEL_FROM", 4)
+    monkeypatch.setattr(readers, "BLOCK", 10)
+    names = [f"S001C001P{p:03d}R001A{a:03d}" for p in range(1, 5) for a in range(1, 6)]
+    published(tmp_path, list(enumerate(names)), 2)
+    alone, together = read_ntu(tmp_path, workers=1), read_ntu(tmp_path, workers=2)
+    for a, b in zip(alone.clips, together.clips, strict=True):
+        assert (a.id, a.label, a.factors) == (b.id, b.label, b.factors) and np.array_equal(a.joints, b.joints)
+
+
+def test_a_broken_member_is_set_aside_and_the_rest_goes_on(tmp_path):
+    members = {f"{name}.skeleton": raw(name, 4, i) for i, name in enumerate(RAW)}
+    path = pack(tmp_path / "a.zip", members, zipfile.ZIP_STORED)
+    content = path.read_bytes()
+    place = content.index(members[f"{RAW[1]}.skeleton"])
+    path.write_bytes(content[: place + 400] + b"7" + content[place + 401 :])  # the checksum tells
+    source = read_ntu(path)
+    assert [clip.id for clip in source.clips] == sorted(set(RAW) - {RAW[1]})
+    ((id, reason),) = source.excluded
+    assert id == RAW[1] and "a.zip" in reason and "CRC" in reason
+    with pytest.raises(UserError, match=f"a.zip:{RAW[1]}"):
+        list(read_ntu(path, strict=True).clips)
+
+
+def test_a_bomb_is_decompressed_only_as_far_as_a_clip_may_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(ntu, "MAX_BYTES", 100_000)
+    path = pack(tmp_path / "a.zip", {f"{RAW[0]}.skeleton": b"1" * 50_000_000, f"{RAW[1]}.skeleton": raw(RAW[1])})
+    source = read_ntu(path)
+    assert [clip.id for clip in source.clips] == [RAW[1]]
+    assert "more than the 100000 bytes" in source.excluded[0][1]
+
+
+def lying(name: str, size: int) -> bytes:
+    """A member whose headers declare another size than its content has."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, raw(RAW[0], 30))
+    content = bytearray(stream.getvalue())
+    central = content.index(b"PK\1\2")
+    content[22:26] = content[central + 24 : central + 28] = struct.pack("<I", size)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [10, 2**32 - 2])
+def test_a_declared_size_is_not_believed(tmp_path, size):
+    (tmp_path / "a.zip").write_bytes(lying(f"{RAW[0]}.skeleton", size))
+    source = read_ntu(tmp_path / "a.zip")
+    clips = list(source.clips)
+    assert (len(clips) == 1) != (len(source.excluded) == 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.skeleton", "/etc/x.skeleton", "a/../../x.skeleton", "..\\x.skeleton", "C:x.skeleton"]
+)
+def test_names_that_lead_out_refuse_the_archive(tmp_path, name):
+    pack(tmp_path / "a.zip", {f"{RAW[0]}.skeleton": raw(RAW[0]), name: b"x"})
+    with pytest.raises(UserError, match="a.zip: the member .* leads out"):
+        read_ntu(tmp_path)
+
+
+def test_links_encryption_overlaps_and_damage_refuse_the_archive(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo(f"{RAW[0]}.skeleton")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="is a link"):
+        find_entries(path, ".skeleton")
+    content = bytearray(pack(path, {f"{RAW[0]}.skeleton": raw(RAW[0])}).read_bytes())
+    central = content.index(b"PK\1\2")
+    path.write_bytes(content[: central + 8] + b"\1" + content[central + 9 :])
+    with pytest.raises(UserError, match="encrypted"):
+        find_entries(path, ".skeleton")
+    path.write_bytes(content[: central + 20] + struct.pack("<I", 10**9) + content[central + 24 :])
+    with pytest.raises(UserError, match="more than there is"):
+        find_entries(path, ".skeleton")
+    pack(path, {f"{RAW[0]}.skeleton": raw(RAW[0])}, zipfile.ZIP_BZIP2)
+    with pytest.raises(UserError, match="rare compression"):
+        find_entries(path, ".skeleton")
+    for end in (0, 10, len(content) // 2, len(content) - 5):
+        path.write_bytes(content[:end])
+        with pytest.raises(UserError, match="a.zip: not a readable zip"):
+            read_ntu(tmp_path)
+        with pytest.raises(UserError, match="a.zip"):
+            read_ntu(path)
+
+
+def test_doubles_and_leavings(tmp_path):
+    pack(tmp_path / "a.zip", {f"x/{RAW[0]}.skeleton": raw(RAW[0]), f"__MACOSX/._{RAW[0]}.skeleton": b"junk"})
+    assert [clip.id for clip in read_ntu(tmp_path).clips] == [RAW[0]]
+    raw_folder(tmp_path, RAW[:1])
+    with pytest.raises(UserError, match="the same clip lies at"):
+        read_ntu(tmp_path)
+
+
+def test_the_conversion_of_umurl(tmp_path):
+    raw_folder(tmp_path, RAW)
+    for clip in read_ntu(tmp_path, conversion="umurl").clips:
+        expected = ntu.convert_umurl(ntu.read_skeleton(tmp_path / f"{clip.id}.skeleton"))
+        assert np.array_equal(clip.joints.transpose(3, 1, 2, 0), expected) and clip.joints.shape[0] == 2
