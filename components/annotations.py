@@ -276,7 +276,8 @@ def image_size(sample: Sample, where: str) -> tuple[float, float] | None:
     size = sample.get("img_shape")
     if size is None:
         return None
-    if not isinstance(size, tuple | list | np.ndarray) or len(size) != 2 or not all(side > 0 for side in size):
+    sides = list(size) if isinstance(size, tuple | list | np.ndarray) else []
+    if len(sides) != 2 or not all(isinstance(side, int | float | np.number) and 0 < side < 1e6 for side in sides):
         raise UserError(f"{where}: 'img_shape' is {size!r:.40}, not (height, width) in pixels")
     return float(size[0]), float(size[1])
 

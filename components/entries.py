@@ -7,14 +7,17 @@ member is decompressed only to the size that its reader allows.
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from model.errors import UserError
 
 MAX_MEMBERS = 2_000_000
+MAX_LINE = 10_000  # bytes of a line of text
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cannot be decompressed in bounded pieces
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
@@ -36,18 +39,32 @@ class Entry:
 
     def read(self, limit: int) -> bytes:
         """The content. Raises UserError naming the file when it is damaged or has more than `limit` bytes."""
-        try:
-            if self.member:
-                with _opened(self.file).open(self.member) as stream:
-                    content = stream.read(limit + 1)
-            else:
-                with self.file.open("rb") as stream:
-                    content = stream.read(limit + 1)
-        except DAMAGE as error:
-            raise UserError(f"{self}: cannot be read ({error}); copy it again or leave it out") from None
+        with self._reading() as stream:
+            content = stream.read(limit + 1)
         if len(content) > limit:
             raise UserError(f"{self}: has more than the {limit} bytes that one such file may have; cut it into parts")
         return content
+
+    def lines(self) -> Iterator[str]:
+        """The lines of a text in UTF-8. Raises UserError naming the line that is too long or no such text."""
+        with self._reading() as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{self}, line {number}: is longer than {MAX_LINE} bytes; write one row a line")
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise UserError(f"{self}, line {number}: is not text in UTF-8; save it as UTF-8") from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[IO[bytes]]:
+        try:
+            with _opened(self.file).open(self.member) if self.member else self.file.open("rb") as stream:
+                yield stream
+        except DAMAGE as error:
+            raise UserError(f"{self}: cannot be read ({error}); copy it again or leave it out") from None
 
 
 def find_entries(path: str | Path, wanted: Callable[[str], bool] | str) -> list[Entry]:

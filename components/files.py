@@ -24,8 +24,15 @@ def read_json(path: str | Path) -> Any:
     """Read JSON. Raises UserError naming the file when it is missing or not JSON."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); write it again") from None
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of a JSON text. Raises UserError naming `where` it is from when it is not one, or nested too deeply."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not UTF-8 and not JSON are both ValueErrors
+        raise UserError(f"{where}: not a JSON file ({error}); write it again") from None

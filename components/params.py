@@ -36,8 +36,11 @@ class SampleData(Strict):
 class Data(Strict):
     """How a dataset's raw files become the packed store."""
 
-    reader: str = Field(description="form of the raw files: ntu_raw, annotations or kinetics")
+    reader: str = Field(
+        description="form of the raw files: ntu_raw, annotations, kinetics, openpose, coco, mediapipe, arrays or table"
+    )
     options: Options = Field(default_factory=dict, description="arguments of the reader")
+    to: str = Field("", description="layout to which joints are mapped by their names, before they are prepared")
     prepare: list[Options] = Field(
         default_factory=list, description="steps applied once to every clip, in order: {name: …, arguments}"
     )

@@ -8,7 +8,7 @@ import numpy as np
 from components.files import staged_dir, write_json
 from components.params import Params
 from components.preparation import prepare_clips
-from components.readers import READERS
+from components.readers import open_source
 from components.storage import dvc_md5
 from model.errors import UserError
 from model.store import Store, open_store, write_store
@@ -32,11 +32,7 @@ def preprocess(params: Params, raw: Path, out: Path, materialise: str = "") -> N
     for name in wanted:
         if name not in STREAMS:
             raise UserError(f"--materialise {name}: no such stream; there are {', '.join(STREAMS)}")
-    if data.reader not in READERS:
-        raise UserError(f"datasets.{params.dataset}.data.reader: {data.reader!r} is none of {', '.join(READERS)}")
-    if not raw.exists():
-        raise UserError(f"{raw}: no such file or folder; put the raw data of {params.dataset!r} there")
-    source = READERS[data.reader](raw, strict=data.strict, **data.options)
+    source = open_source(data, raw)
     with staged_dir(out) as aside:
         store_folder = aside / "store"
         write_store(

@@ -3,6 +3,8 @@
 A reader takes the path of raw files and returns a `Source`: checked clips with their layout, classes and splits.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -17,10 +19,15 @@ import numpy as np
 from components.annotations import read_annotations
 from components.entries import Entry, close_archives, find_entries
 from components.kinetics import read_kinetics
+from components.params import Data
+from components.pose_arrays import read_arrays, read_mediapipe
+from components.pose_json import read_coco, read_openpose
+from components.pose_table import read_table
 from components.source import Source, set_aside
 from model import ntu
 from model.errors import UserError
 from model.layouts import load_layout
+from model.mapping import joint_map, map_joints
 from model.store import Clip
 
 CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
@@ -125,4 +132,32 @@ READERS: dict[str, Callable[..., Source]] = {
     "ntu_raw": read_ntu,
     "annotations": read_annotations,
     "kinetics": read_kinetics,
+    "openpose": read_openpose,
+    "coco": read_coco,
+    "mediapipe": read_mediapipe,
+    "arrays": read_arrays,
+    "table": read_table,
 }
+
+
+def open_source(data: Data, raw: Path) -> Source:
+    """The clips of `raw` by the reader of `data`, their joints mapped to the layout `data.to` where one is named.
+
+    Raises UserError for a reader or an option that there is not, and what the reader raises.
+    """
+    if data.reader not in READERS:
+        raise UserError(f"data.reader: {data.reader!r} is none of {', '.join(READERS)}")
+    reader = READERS[data.reader]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("path", "strict")]
+    unknown = sorted(set(data.options) - set(known))
+    if unknown:
+        raise UserError(f"data.options: {data.reader} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
+    if not raw.exists():
+        raise UserError(f"{raw}: no such file or folder; put the raw data there")
+    source = reader(raw, strict=data.strict, **data.options)
+    if not data.to:
+        return source
+    by = joint_map(source.layout, load_layout(data.to))
+    print(f"{raw}: {source.layout.name} to {by.layout.name}: {by}", file=sys.stderr)
+    clips = (replace(clip, joints=map_joints(clip.joints, by)) for clip in source.clips)
+    return replace(source, clips=clips, layout=by.layout)

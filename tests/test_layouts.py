@@ -21,6 +21,8 @@ JOINTS = {
     "kinect20": 20,
     "kinect15": 15,
     "penn13": 13,
+    "mediapipe": 33,
+    "body25": 25,
 }
 
 SHORT: dict[str, Any] = {
