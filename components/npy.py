@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+from tokenize import TokenError
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from components.entries import COMPRESSIONS, DAMAGE
 from model.errors import UserError
 
 MAX_ARRAYS = 512 << 20  # bytes of a file, and of one array in it
+# What numpy raises on headers, which it parses as Python literals.
+HEADER_DAMAGE = (
+    ValueError, KeyError, TypeError, SyntaxError, TokenError, OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -23,7 +28,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
         if dtype.kind not in "biufU" or not fits:
             raise ValueError(f"{dtype} {shape} is not what the file holds, or no array of numbers")
         flat = np.frombuffer(content, dtype, count, stream.tell())
-    except (ValueError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError) as error:
+    except HEADER_DAMAGE as error:
         raise UserError(f"{where}: not a readable array ({error}); save numbers with numpy.save") from None
     return flat.reshape(shape, order="F" if fortran else "C")
 
