@@ -27,7 +27,7 @@ SCORED = ["x", "y", "score"]
 OPENPOSE_LAYOUTS = {25: "body25", 18: "openpose"}
 KEYPOINTS = ("pose_keypoints_2d", "pose_keypoints")
 TRACKS = ("track_id", "person_id", "idx", "instance_id")
-_NAME = re.compile(r"(?:(?P<clip>.+)[_.-])?(?P<frame>[0-9]{1,15})_keypoints")
+NAME = re.compile(r"(?:(?P<clip>.+)[_.-])?(?P<frame>[0-9]{1,15})_keypoints")
 _LAST_NUMBER = re.compile(r"([0-9]{1,15})[^0-9]*$")
 
 Size = Sequence[float] | None
@@ -80,7 +80,7 @@ def open_openpose(path: Path, persons: int = PERSONS, image_size: Size = None) -
     """Layout, channels and clips, without labels."""
     clips: dict[str, list[tuple[int, Entry]]] = {}
     for entry in find_entries(path, lambda name: name.endswith("_keypoints.json")):
-        match = _NAME.fullmatch(entry.stem)
+        match = NAME.fullmatch(entry.stem)
         if match is None:
             raise UserError(f"{entry}: its name has no frame number; OpenPose writes CLIP_000000000000_keypoints.json")
         id = match["clip"] or (str(entry.inside.parent) if entry.inside.parent.name else path.stem)

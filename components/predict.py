@@ -4,13 +4,17 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from components.bundle import Predictor, load_bundle
+from components.entries import Entry, find_entries
 from components.files import write_json
+from components.npy import MAX_ARRAYS, parse_npy, parse_npz
+from components.pose_json import Opened
 from model.errors import UserError
 
 Clip = dict[str, Any]
@@ -23,7 +27,7 @@ def predict(
 
     Args:
         model_uri: models:/NAME@champion, models:/NAME/3, a run's models:/m-…, or the folder of a bundle.
-        files: .skeleton files, .npy and .npz with joints, annotation pickles, or folders of .skeleton files.
+        files: clips in any form that preprocess reads (docs/DATA.md): files, folders or zip archives.
         out: also write the answers to this JSON file.
         as_json: print JSON in place of the table.
 
@@ -37,7 +41,7 @@ def predict(
         raise UserError("predict: no file is named; name .skeleton, .npy, .npz or annotation files")
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         predictor = load_bundle(_bundle(model_uri, Path(scratch)))
-        clips = [clip for path in _expanded(files) for clip in read_clips(path, predictor.spec)]
+        clips = [clip for path in map(Path, files) for clip in read_clips(path, predictor.spec)]
         answers = predictor.answer(clips)
         if out is not None:
             write_json(out, answers)
@@ -46,25 +50,63 @@ def predict(
 
 
 def read_clips(path: Path, spec: dict[str, Any]) -> list[Clip]:
-    """The clips of one file, {"id", "joints", …}, as the reader of the bundle's own data would give them.
+    """The clips of a file, folder or archive, {"id", "joints", …}, as the reader of the bundle's data would give them.
 
     Raises UserError naming the file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: ends in none of {', '.join(FORMATS)}; convert the clip to one of them")
-    return FORMATS[path.suffix](path, spec)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    entries = find_entries(path, ".skeleton")
+    if entries:
+        return [_skeleton(entry, spec) for entry in entries]
+    if path.suffix in FORMATS and path.is_file():
+        return FORMATS[path.suffix](path, spec)
+    return _poses(path, spec)
 
 
-def _skeleton(path: Path, spec: dict[str, Any]) -> list[Clip]:
+def _skeleton(entry: Entry, spec: dict[str, Any]) -> Clip:
     from components.readers import CONVERSIONS
-    from model.ntu import read_skeleton
+    from model.ntu import MAX_BYTES, parse_skeleton
 
     if spec["layout"]["name"] != "nturgb+d":
-        raise UserError(f"{path}: holds NTU's 25 joints, the model takes the layout {spec['layout']['name']!r}")
+        raise UserError(f"{entry}: holds NTU's 25 joints, the model takes the layout {spec['layout']['name']!r}")
     conversion = spec["preparation"].get("options", {}).get("conversion", "pyskl")
-    return [{"id": path.stem, "joints": CONVERSIONS[conversion](read_skeleton(path))}]
+    raw = replace(parse_skeleton(entry.read(MAX_BYTES), str(entry)), name=entry.stem)
+    return {"id": entry.stem, "joints": CONVERSIONS[conversion](raw)}
+
+
+def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
+    """Clips of a pose estimator or a table, their joints mapped by name to those of the model."""
+    from components.detect import detect_reader
+    from components.labels import load_checked
+    from components.pose_arrays import open_arrays, open_mediapipe
+    from components.pose_json import open_coco, open_openpose
+    from components.pose_table import open_table
+    from model.layouts import layout_from_dict, load_layout
+    from model.mapping import joint_map, map_joints, to_channels
+
+    own = layout_from_dict(spec["layout"], "bundle.json, field 'layout'")
+    wanted, persons = spec["channels"], spec["persons"]
+    openers: dict[str, Callable[[], Opened]] = {
+        "openpose": lambda: open_openpose(path, persons),
+        "coco": lambda: open_coco(path, load_layout("coco"), persons),
+        "mediapipe": lambda: open_mediapipe(path, "z" in wanted, persons),
+        "arrays": lambda: open_arrays(path, own, wanted, persons),
+        "table": lambda: open_table(path, own, persons),
+    }
+    kind = detect_reader(path)
+    if kind not in openers:
+        return [clip for file in sorted(path.iterdir()) if file.suffix in FORMATS for clip in read_clips(file, spec)]
+    layout, channels, poses = openers[kind]()
+    by = None if layout.joints == own.joints else joint_map(layout, own)
+    if by is not None:
+        print(f"{path}: {layout.name} to {own.name}: {by}", file=sys.stderr)
+    clips = []
+    for id, load in poses:
+        joints, size = load_checked(id, load, channels)
+        joints = to_channels(joints if by is None else map_joints(joints, by), channels, wanted)
+        clips.append({"id": id, "joints": joints, "image_size": size})
+    return clips
 
 
 def _array(path: Path, spec: dict[str, Any]) -> list[Clip]:
@@ -75,8 +117,10 @@ def _array(path: Path, spec: dict[str, Any]) -> list[Clip]:
 
 
 def _arrays(path: Path, spec: dict[str, Any]) -> list[Clip]:
-    """Every array of the archive is a clip by its own name; `joints` and `image_size` together are one clip."""
+    """Every array is a clip by its own name; `joints` and `image_size` are one clip, the columns of a table many."""
     arrays = _load(path)
+    if {"frame", "joint", "x", "y"} <= arrays.keys():
+        return _poses(path, spec)
     if "joints" in arrays:
         clip = {"id": path.stem, "joints": arrays["joints"]}
         return [clip | ({"image_size": arrays["image_size"]} if "image_size" in arrays else {})]
@@ -95,7 +139,6 @@ def _annotations(path: Path, spec: dict[str, Any]) -> list[Clip]:
 
 
 FORMATS: dict[str, Callable[[Path, dict[str, Any]], list[Clip]]] = {
-    ".skeleton": _skeleton,
     ".npy": _array,
     ".npz": _arrays,
     ".pkl": _annotations,
@@ -128,19 +171,6 @@ def _bundle(uri: str, scratch: Path) -> Path:
     return fetch_bundle(uri, scratch / "model")
 
 
-def _expanded(files: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in map(Path, files):
-        inside = sorted(path.rglob("*.skeleton")) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path}: holds no .skeleton file")
-        found += inside
-    return found
-
-
 def _load(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:  # on damaged bytes numpy and zipfile raise almost any type
-        raise UserError(f"{path}: not a readable array file ({error}); save numbers with numpy.save") from None
+    content = Entry(PurePosixPath(path.name), path).read(MAX_ARRAYS)
+    return (parse_npz if path.suffix == ".npz" else parse_npy)(content, str(path))

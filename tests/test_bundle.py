@@ -218,9 +218,9 @@ def test_raw_skeleton_files_score_as_in_the_pipeline(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("none.npy", None, "none.npy: no such file"),
-        ("clip.txt", b"x", "clip.txt: ends in none of .skeleton"),
+        ("clip.txt", b"x", "clip.txt: holds none of"),
         ("clip.npy", b"not numpy", "clip.npy: not a readable array"),
-        ("clip.npz", b"PK\x03\x04 cut", "clip.npz: not a readable array"),
+        ("clip.npz", b"PK\x03\x04 cut", "clip.npz: not a readable .npz"),
         ("S001C001P001R001A001.skeleton", b"1\r\n", "takes the layout 'kinect20'"),
     ],
 )
