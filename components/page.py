@@ -1,7 +1,7 @@
 """The report page: one HTML file with its style, scripts, figures, confusion counts and moving skeletons inside."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,11 @@ def write_page(
         "pairs": shown["confused"],
         **clips,
     }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "span": _span, "amount": _amount, "flat": _flat}
-    template = environment.from_string((ASSETS / "report.html").read_text(encoding="utf-8"))
     scored = {split for row in numbers["rows"] for split in row["by_checkpoint"][row["checkpoint"]]}
-    html = template.render(
+    html = render_page(
+        "report.html",
+        SCRIPTS,
+        payload,
         numbers=numbers,
         shown=shown,
         figures={name: Markup(svg) for name, (svg, _) in drawn.items()},
@@ -112,15 +110,30 @@ def write_page(
         training_columns=[
             column for column in TRAINING_COLUMNS if any(column[0] in train for train in numbers["training"].values())
         ],
-        light=figures.LIGHT,
-        dark=figures.DARK,
-        css=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
-        scripts=Markup("\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)),
-        # Inside a script element only "</" and "<!--" could end the data; JSON may escape the bracket.
-        payload=Markup(json.dumps(payload, separators=(",", ":"), sort_keys=True).replace("<", "\\u003c")),
     )
     write_text(path, html)
     return _strips(shown["confused"], numbers["classes"], clips, packed.layout.num_joints)
+
+
+def render_page(template: str, scripts: Sequence[str], payload: Any, **values: Any) -> str:
+    """A page from a template in the assets, with style, scripts and data inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "span": _span, "amount": _amount, "flat": _flat}
+    return environment.get_template(template).render(
+        light=figures.LIGHT,
+        dark=figures.DARK,
+        css=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        scripts=Markup("\n".join((ASSETS / name).read_text(encoding="utf-8") for name in scripts)),
+        # Inside a script element only "</" and "<!--" could end the data; JSON may escape the bracket.
+        payload=Markup(json.dumps(payload, separators=(",", ":"), sort_keys=True).replace("<", "\\u003c")),
+        **values,
+    )
 
 
 def _counts(row: Row) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from model.errors import UserError
 VERBS = {
     "sample-data": "components.sample_data:sample",
     "entry": "pipeline.catalogue:entry",
+    "data-import": "pipeline.data:import_data",
+    "data-check": "pipeline.data:check",
+    "data-diff": "pipeline.data:diff",
     "preprocess": "components.preprocess:preprocess",
     "train": "components.train:train",
     "evaluate": "components.evaluate:evaluate",
@@ -38,6 +41,9 @@ VERBS = {
 SUMMARIES = {
     "sample-data": "write raw NTU-format clips of synthetic actions",
     "entry": "write a dataset's entry with its named recipe written out",
+    "data-import": "bring raw data in, track them, print their entry of params.yaml (also: data import)",
+    "data-check": "look at data before training on them (also: data check)",
+    "data-diff": "compare two versions of a dataset (also: data diff)",
     "preprocess": "read, check and pack the raw files of a dataset",
     "train": "train one member",
     "evaluate": "score one member's checkpoints on every split",
@@ -59,6 +65,8 @@ SUMMARIES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "-".join(arguments[:2]) in VERBS:  # `data import` for `data-import`
+        arguments[:2] = ["-".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="sixstream", description="Skeleton action recognition in six streams.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)

@@ -106,6 +106,7 @@ function makeStage(layout, clips, classes) {
   }
 
   function describe(clip) {
+    if (clip.sure === undefined) return classes[clip.label];  // shown as data, not as an answer
     const sure = `${(100 * clip.sure).toFixed(0)} %`;
     return clip.label === clip.predicted
       ? `${classes[clip.label]}, recognised (${sure})`
