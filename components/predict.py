@@ -59,7 +59,8 @@ def read_clips(path: Path, spec: dict[str, Any]) -> list[Clip]:
     entries = find_entries(path, ".skeleton")
     if entries:
         return [_skeleton(entry, spec) for entry in entries]
-    if path.suffix in FORMATS and path.is_file():
+    landmarks = spec["preparation"].get("reader") == "mediapipe"  # whose arrays have columns to choose from
+    if path.suffix in FORMATS and path.is_file() and not landmarks:
         return FORMATS[path.suffix](path, spec)
     return _poses(path, spec)
 
@@ -87,12 +88,13 @@ def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
 
     own = layout_from_dict(spec["layout"], "bundle.json, field 'layout'")
     wanted, persons = spec["channels"], spec["persons"]
+    size = spec["preparation"].get("options", {}).get("image_size")  # what the data were read with
     openers: dict[str, Callable[[], Opened]] = {
-        "openpose": lambda: open_openpose(path, persons),
-        "coco": lambda: open_coco(path, load_layout("coco"), persons),
-        "mediapipe": lambda: open_mediapipe(path, "z" in wanted, persons),
-        "arrays": lambda: open_arrays(path, own, wanted, persons),
-        "table": lambda: open_table(path, own, persons),
+        "openpose": lambda: open_openpose(path, persons, size),
+        "coco": lambda: open_coco(path, load_layout("coco"), persons, size),
+        "mediapipe": lambda: open_mediapipe(path, "z" in wanted, persons, size),
+        "arrays": lambda: open_arrays(path, own, wanted, persons, size),
+        "table": lambda: open_table(path, own, persons, size),
     }
     kind = detect_reader(path)
     if kind not in openers:
@@ -103,9 +105,9 @@ def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
         print(f"{path}: {layout.name} to {own.name}: {by}", file=sys.stderr)
     clips = []
     for id, load in poses:
-        joints, size = load_checked(id, load, channels)
+        joints, image_size = load_checked(id, load, channels)
         joints = to_channels(joints if by is None else map_joints(joints, by), channels, wanted)
-        clips.append({"id": id, "joints": joints, "image_size": size})
+        clips.append({"id": id, "joints": joints, "image_size": image_size})
     return clips
 
 

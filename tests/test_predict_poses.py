@@ -10,7 +10,7 @@ from tiny_bundle import tiny_bundle, tiny_store
 from components.bundle import load_bundle
 from components.predict import predict, read_clips
 from model.errors import UserError
-from model.layouts import load_layout
+from model.layouts import layout_to_dict, load_layout
 
 
 def bundle_of(folder: Path, layout: str) -> Path:
@@ -58,6 +58,19 @@ def test_a_prediction_end_to_end(tmp_path):
     answers = {answer["id"]: answer["scores"] for answer in predict(str(bundle), [tmp_path / "raw"])}
     expected, _ = load_bundle(bundle, "cpu").predict([made[id][..., :3] for id in answers])
     assert np.allclose(list(answers.values()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_landmarks_lose_the_columns_that_training_did_not_read(tmp_path, spec, form):
+    made = write_mediapipe(tmp_path, form)
+    own = tiny_store(tmp_path / "store", layout_name="mediapipe").layout
+    three = {
+        **spec, "layout": layout_to_dict(own), "channels": ["x", "y", "z"], "preparation": {"reader": "mediapipe"}
+    }  # fmt: skip
+    clips = {clip["id"]: clip["joints"] for clip in read_clips(tmp_path, three)}
+    assert sorted(clips) == sorted(made) and np.array_equal(clips["kick_1"], made["kick_1"][..., :3])
+    (first, *_) = read_clips(tmp_path / ("wave_1.npy" if form == "npy" else "all.npz"), three)
+    assert np.array_equal(first["joints"], made["wave_1"][..., :3])
 
 
 def test_what_cannot_be_read_is_named(tmp_path, spec):
