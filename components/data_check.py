@@ -19,6 +19,8 @@ DRIFT = 0.25  # share of a bone's length
 IMBALANCE = 10.0  # largest class to smallest
 UNITS = ((0.02, 5.0, "metres"), (5.0, 50.0, "decimetres"), (50.0, 500.0, "centimetres"), (500.0, 5000.0, "millimetres"))
 
+LEVELS = ("error", "warning", "note")
+
 Finding = dict[str, Any]
 
 
@@ -134,7 +136,7 @@ def shared_factors(store: Store) -> dict[str, Any]:
                     for factor, values in store.factors.items()
                 }
                 found[f"{train} / {test}"] = {factor: values for factor, values in both.items() if values}
-    return found
+    return {pair: values for pair, values in found.items() if values}
 
 
 def units(sizes: np.ndarray, low: np.ndarray, high: np.ndarray, dims: int) -> str:
@@ -212,7 +214,7 @@ def findings(
     for pair, values in shared_subjects.items():
         if split and pair == f"{split[0]} / {split[1][0]}":
             say("note", f"{len(values)} subjects are in both {pair}: the split does not test unseen people")
-    return found
+    return sorted(found, key=lambda finding: LEVELS.index(finding["level"]))
 
 
 def as_text(numbers: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from model.layouts import Layout
 
 MOMENTS = 8  # frames of the short form in which clips are compared
-NEAR = 0.05  # clips nearer than this share of their own spread are copies; distinct takes are several times as far
+NEAR = 0.03  # clips nearer than this share of their own spread are copies; distinct takes are several times as far
 PROJECTED = 32  # dimensions in which candidates are sought
 CHUNK = 1024
 MOST_PAIRS = 100_000

@@ -63,9 +63,9 @@ def test_a_prediction_end_to_end(tmp_path):
 @pytest.mark.parametrize("form", ["npy", "npz"])
 def test_landmarks_lose_the_columns_that_training_did_not_read(tmp_path, spec, form):
     made = write_mediapipe(tmp_path, form)
-    own = tiny_store(tmp_path / "store", layout_name="mediapipe").layout
     three = {
-        **spec, "layout": layout_to_dict(own), "channels": ["x", "y", "z"], "preparation": {"reader": "mediapipe"}
+        **spec, "layout": layout_to_dict(load_layout("mediapipe")), "channels": ["x", "y", "z"],
+        "preparation": {"reader": "mediapipe"},
     }  # fmt: skip
     clips = {clip["id"]: clip["joints"] for clip in read_clips(tmp_path, three)}
     assert sorted(clips) == sorted(made) and np.array_equal(clips["kick_1"], made["kick_1"][..., :3])

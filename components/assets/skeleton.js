@@ -132,7 +132,7 @@ function makeStage(layout, clips, classes) {
     actor.select.replaceChildren(...indices.map((index) => {
       const option = document.createElement("option");
       option.value = index;
-      option.textContent = describe(clips[index]);
+      option.textContent = clips[index].sure === undefined ? clips[index].id : describe(clips[index]);
       return option;
     }));
     put(actor, indices[0]);
