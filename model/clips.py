@@ -7,7 +7,7 @@ too and augmented by the same draws.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,6 +28,18 @@ FINISHES: dict[str, tuple[int, str, Callable[[Tensor], Tensor]]] = {"coco_new": 
 RESIDENT_SHARE = 0.5  # of the free memory of an accelerator that a store's joints may take
 
 _resident: "WeakKeyDictionary[Store, dict[torch.device, Tensor]]" = WeakKeyDictionary()
+
+
+class ClipSource(Protocol):
+    """What training and scoring need of a set of clips: labels (N,), ids, and batches of network input."""
+
+    labels: Tensor
+    ids: list[str]
+    num_clips: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, generator: torch.Generator | None = None, /) -> Tensor: ...
 
 
 class Clips:

@@ -21,12 +21,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoint import plain_state, publish
 from model.checks import check_labels, check_training_clips
-from model.clips import Clips
+from model.clips import ClipSource
 from model.distributed import barrier, broadcast_state, convert_sync_batchnorm, mean_over_ranks, share, world
 from model.errors import UserError
 from model.progress import Progress
 from model.score import clip_logits
-from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate, smallest_batch
+from model.settings import (
+    OPTIMISERS,
+    TrainSettings,
+    derived_seed,
+    epoch_batches,
+    learning_rate,
+    smallest_batch,
+)
 from model.working import claimed, load_working, normalised, save_working
 
 Log = Callable[[int, dict[str, float]], None]
@@ -44,8 +51,8 @@ class FitResult:
 
 def fit(
     net: nn.Module,
-    train: Clips,
-    dev: Clips | None,
+    train: ClipSource,
+    dev: ClipSource | None,
     settings: TrainSettings,
     *,
     folder: Path,
@@ -85,8 +92,8 @@ def fit(
 
 def _fit(
     net: nn.Module,
-    train: Clips,
-    dev: Clips | None,
+    train: ClipSource,
+    dev: ClipSource | None,
     settings: TrainSettings,
     folder: Path,
     card: dict[str, Any],
@@ -99,13 +106,7 @@ def _fit(
     net.to(device)
     if size > 1 and settings.sync_bn:
         convert_sync_batchnorm(net)
-    optimiser = torch.optim.SGD(
-        net.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
+    optimiser = OPTIMISERS[settings.optimiser](net.parameters(), settings)
 
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -137,18 +138,19 @@ def _fit(
         record["seconds"] = time.perf_counter() - began
         history.append(record)
         if rank == 0:
-            save_working(
-                folder,
-                epoch + 1,
-                {
-                    "fingerprint": identity,
-                    "epoch": epoch + 1,
-                    "state": plain_state(net),
-                    "optimiser": optimiser.state_dict(),
-                    "best": best,
-                    "history": history,
-                },
-            )
+            if (epoch + 1) % settings.save_every == 0 or last:
+                save_working(
+                    folder,
+                    epoch + 1,
+                    {
+                        "fingerprint": identity,
+                        "epoch": epoch + 1,
+                        "state": plain_state(net),
+                        "optimiser": optimiser.state_dict(),
+                        "best": best,
+                        "history": history,
+                    },
+                )
             progress.epoch(epoch + 1, record)
             if log is not None:
                 log(epoch + 1, dict(record))
@@ -163,7 +165,7 @@ def _fit(
 
 def _train_epoch(
     module: nn.Module,
-    train: Clips,
+    train: ClipSource,
     settings: TrainSettings,
     optimiser: torch.optim.Optimizer,
     epoch: int,
@@ -241,7 +243,7 @@ def _backward(
     return names, torch.stack(figures).sum(0)
 
 
-def _validate(net: nn.Module, dev: Clips, settings: TrainSettings, device: torch.device) -> dict[str, float]:
+def _validate(net: nn.Module, dev: ClipSource, settings: TrainSettings, device: torch.device) -> dict[str, float]:
     logits = clip_logits(net, dev, settings.batch_size, device, amp=settings.amp)
     labels = dev.labels.cpu()
     clips = logits.shape[1]
@@ -314,7 +316,7 @@ def _check_smoothing(net: nn.Module, amount: float) -> None:
         raise UserError(f"label_smoothing: the loss of {type(net).__name__} has none; set it to 0")
 
 
-def _announce(progress: Progress, train: Clips, settings: TrainSettings, done: int, size: int) -> None:
+def _announce(progress: Progress, train: ClipSource, settings: TrainSettings, done: int, size: int) -> None:
     if done:
         progress.say(f"going on after epoch {done} of {settings.epochs}")
     if settings.accumulate > 1:
@@ -330,7 +332,7 @@ def _announce(progress: Progress, train: Clips, settings: TrainSettings, done: i
         progress.say(f"each epoch leaves out {left_out} clips, too few for a batch over {size} processes")
 
 
-def _check_loss(losses: Tensor, batches: list[Tensor], train: Clips, epoch: int, first: int) -> None:
+def _check_loss(losses: Tensor, batches: list[Tensor], train: ClipSource, epoch: int, first: int) -> None:
     flawed = (~torch.isfinite(losses)).nonzero()
     if len(flawed) == 0:
         return
