@@ -37,7 +37,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
     """
     params.member(member)
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        _torchrun(processes)
+        torchrun(processes)
         return
     import torch
 
@@ -148,7 +148,7 @@ def _publish(result: Any, out: Path, parameters: int) -> None:
         write_json(aside / "train.json", facts)
 
 
-def _torchrun(processes: int) -> None:
+def torchrun(processes: int) -> None:
     """The same command once per process; torchrun tells each its rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "pipeline.cli", *sys.argv[1:]]

@@ -16,7 +16,7 @@ from components.params import parse_params
 from model.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ("model", "components", "dvc.yaml", ".dvcignore")
+CARRIED = ("model", "components", "pipeline/unsupervised", "dvc.yaml", ".dvcignore")
 
 
 def workspace(

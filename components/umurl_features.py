@@ -1,0 +1,59 @@
+"""A pre-trained encoder → the features of every clip that trains or tests, computed once."""
+
+from pathlib import Path
+
+import numpy as np
+
+from components.files import staged_dir, write_bytes
+from components.params import Params
+from components.umurl import features_file, head_of, splits_of
+from model.errors import UserError
+from model.store import open_store
+
+BATCH = 256
+
+
+def umurl_features(params: Params, encoder: str, data: Path, trained: Path, out: Path) -> None:
+    """Compute the fused features of all frames of every clip, resized; nothing is random.
+
+    Writes `features.npz` with the positions of the clips in the store and their features.
+
+    Args:
+        params: the parameters; the dataset's splits say which clips.
+        encoder: umurl, early_fusion or untrained.
+        data: folder of the packed store.
+        trained: folder with the encoder.pt.
+        out: folder for the features, named after the encoder.
+
+    Raises:
+        UserError: an unknown encoder, or a checkpoint that is missing, corrupt or of other data.
+    """
+    import torch
+
+    from model.checkpoint import build_network, load_checkpoint
+    from model.score import clip_logits
+    from model.umurl_clips import UmurlClips
+
+    head_of(encoder)
+    store = open_store(data)
+    path = trained / "encoder.pt"
+    checkpoint = load_checkpoint(path)
+    if checkpoint["data_hash"] != store.data_hash:
+        raise UserError(f"{path}: trained on other data than {data} holds; pre-train {encoder!r} again")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = build_network(checkpoint, str(path)).to(device)
+    positions = np.unique(np.concatenate(list(splits_of(params, store).values())))
+    clips = UmurlClips(store, positions, **checkpoint["recipe"], training=False, device=device)
+    values = clip_logits(net, clips, BATCH, device)[:, 0].numpy()
+    with staged_dir(out) as aside:
+        save_features(aside / "features.npz", positions, values, store.data_hash)
+    print(f"{features_file(out.parent, encoder)}: {len(values)} clips, {values.shape[1]} numbers each")
+
+
+def save_features(path: Path, positions: np.ndarray, values: np.ndarray, data_hash: str) -> None:
+    """Write features as `components.umurl.load_features` reads them; equal features are equal bytes."""
+    import io
+
+    content = io.BytesIO()
+    np.savez(content, positions=positions, values=values, data_hash=np.array(data_hash))
+    write_bytes(path, content.getvalue())
