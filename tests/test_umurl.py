@@ -220,6 +220,20 @@ def test_pretraining_learns_and_goes_on_after_a_stop(tmp_path: Path, head: str) 
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("head", ["projectors", "fused_projector"])
+def test_the_loss_is_wide_under_autocast(head: str) -> None:
+    torch.manual_seed(3)
+    net = create_model("umurl", layout=NTU, num_classes=3, head=head, **SMALL)
+    views = torch.randn(16, 4, *net.shape)
+    exact, _ = net.loss(views, torch.zeros(16))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, parts = net.loss(views, torch.zeros(16))
+    total.backward()
+    assert total.dtype == torch.float32 and not any(part.requires_grad for part in parts.values())
+    assert total.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
 def features(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (90,), generator=generator)
