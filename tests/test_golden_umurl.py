@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_report import close, same
 from torch import Tensor
 
 from model import create_model, load_reference, ntu
@@ -55,10 +56,10 @@ class Golden:
         expected = self.tensors(case, "outputs")[name].double()
         if found.dim() == 4:
             found = found[:, :: found.shape[1] // expected.shape[1]]
-        torch.testing.assert_close(found.double(), expected, **self.cases[case]["tol"], msg=lambda m: f"{case}: {m}")
+        close(case, name, found, expected, **self.cases[case]["tol"])
 
 
-@pytest.fixture(scope="module", params=["committed", "all"])
+@pytest.fixture(scope="module", params=["committed", pytest.param("all", marks=pytest.mark.golden)])
 def golden(request: pytest.FixtureRequest, small_golden: Path) -> Golden:
     if request.param == "committed":
         return Golden(small_golden / "umurl.npz")
@@ -168,11 +169,10 @@ def test_gendata(golden: Golden) -> None:
             assert joints.shape[1] == golden.array(case, f"{case}/out/num_frame")[i]
             assert ntu.parse_name(names[i])["action"] - 1 == golden.array(case, f"{case}/out/label")[i]
         found = pre_normalise(x, NTU).permute(0, 4, 2, 3, 1).double()
-        torch.testing.assert_close(
-            found[:, :, :60].float(), torch.from_numpy(golden.array(case, f"{case}/out/joint")), atol=2e-5, rtol=1e-4
-        )
+        close(case, "joint", found[:, :, :60], golden.array(case, f"{case}/out/joint"), atol=2e-5, rtol=1e-4)
         sums = torch.stack([found.sum((1, 2, 3, 4)), found.square().sum((1, 2, 3, 4))])
-        np.testing.assert_allclose(sums.numpy(), golden.array(case, f"{case}/out/joint_checksum"), rtol=1e-4, atol=1e-2)
+        # Sums over 45,000 numbers, each within 2e-5.
+        close(case, "sums", sums, golden.array(case, f"{case}/out/joint_checksum"), rtol=1e-4, atol=1e-2)
 
 
 def released(golden: Golden) -> tuple[Any, Tensor]:
@@ -208,23 +208,26 @@ def test_network(golden: Golden) -> None:
 def test_loss_and_gradients(golden: Golden) -> None:
     need(golden, "umurl/loss_train")
     case = golden.cases["umurl/loss_train"]
-    expected, near = case["out_fields"], {"rel": case["tol"]["rtol"], "abs": case["tol"]["atol"]}
+    expected = case["out_fields"]
+
+    def check(what: str, found: Any, wanted: float) -> None:
+        close("umurl/loss_train", what, found, wanted, **case["tol"])
+
     net, views = released(golden)
     total, parts = net.train().loss(views, torch.zeros(8))
     total.backward()
-    assert total.item() == pytest.approx(expected["total"], **near)
-    assert parts["intra"].item() == pytest.approx(sum(expected["intra"]), **near)
-    assert parts["inter"].item() == pytest.approx(sum(expected["inter"]), **near)
-    reg = VARIANCE * parts["variance"] + parts["covariance"]
-    assert reg.item() == pytest.approx(sum(expected["reg"]), **near)
+    check("total", total, expected["total"])
+    check("intra", parts["intra"], sum(expected["intra"]))
+    check("inter", parts["inter"], sum(expected["inter"]))
+    check("reg", VARIANCE * parts["variance"] + parts["covariance"], sum(expected["reg"]))
     for name, norm in expected["grad_norm"].items():
         gradient = net.get_parameter(name).grad
-        assert gradient.norm().item() == pytest.approx(norm, **near), name
+        check(f"norm of {name}", gradient.norm(), norm)
         if f"grad/{name}" in case["outputs"]:
             golden.check("umurl/loss_train", f"grad/{name}", gradient)
     buffers = dict(net.named_buffers())
     for name, figure in expected["bn_running"].items():
-        assert buffers[name].abs().sum().item() == pytest.approx(figure, **near), name
+        check(name, buffers[name].abs().sum(), figure)
     net, _ = released(golden)
     own, fused = net.train().project(views)
     width = golden.tensors("umurl/loss_train", "outputs")["z_j"].shape[1]
@@ -245,7 +248,7 @@ def test_optimiser_steps(golden: Golden) -> None:
         optimiser.step()
         losses.append(total.item())
     expected = golden.cases["umurl/adam_steps"]["out_fields"]["loss_before_each_step"]
-    assert losses == pytest.approx(expected, rel=0.02)
+    close("umurl/adam_steps", "losses", losses, expected, **golden.cases["umurl/adam_steps"]["tol"])
     for name in golden.cases["umurl/adam_steps"]["outputs"]:
         # A bias in front of a batch norm has no gradient but rounding, which Adam makes steps of full size.
         if name != "b_projector.0.bias":
@@ -258,9 +261,9 @@ def test_variance_and_covariance(golden: Golden) -> None:
     for name in names:
         spread, together = variance_covariance(golden.tensors(name, "inputs")["z"])
         expected = golden.cases[name]["out_fields"]
-        assert spread.item() == pytest.approx(expected["std_term"], rel=1e-4, abs=1e-5)
-        assert together.item() == pytest.approx(expected["cov_term"], rel=1e-4, abs=1e-5)
-        assert (VARIANCE * spread + together).item() == pytest.approx(expected["vc_reg"], rel=1e-4, abs=1e-5)
+        found = [spread, together, VARIANCE * spread + together]
+        for what, value in zip(("std_term", "cov_term", "vc_reg"), found, strict=True):
+            close(name, what, value, expected[what], **golden.cases[name]["tol"])
 
 
 def test_schedule(golden: Golden) -> None:
@@ -268,7 +271,7 @@ def test_schedule(golden: Golden) -> None:
     defaults = TrainSettings(451, 512, 1e-3, 0, schedule="step", milestones=(100, 160))
     for epoch, *rates in golden.cases["umurl/schedule"]["out_fields"]["rows"]:
         found = [learning_rate(settings, epoch * 78, 78) for settings in (released_script, defaults)]
-        assert found == pytest.approx(rates)
+        close("umurl/schedule", f"epoch {epoch}", found, rates, rtol=1e-9, atol=0)
 
 
 def test_linear_evaluation(golden: Golden) -> None:
@@ -286,7 +289,8 @@ def test_linear_evaluation(golden: Golden) -> None:
     golden.check("umurl/linear_eval", "fc_weight", layer.weight)
     golden.check("umurl/linear_eval", "fc_bias", layer.bias)
     found = [value for look in probe.history for value in (look["lr"], 100 * look["top1"])]
-    assert found == pytest.approx([value for row in case["out_fields"]["lr_and_top1"] for value in row], rel=1e-6)
+    expected = [value for row in case["out_fields"]["lr_and_top1"] for value in row]
+    close("umurl/linear_eval", "rates and top-1", found, expected, rtol=1e-6, atol=0)
     assert probe.best_epoch == 4  # the first of those with the highest top-1
 
 
@@ -294,8 +298,10 @@ def test_linear_evaluation(golden: Golden) -> None:
 def test_retrieval(golden: Golden, name: str) -> None:
     given, expected = golden.tensors("umurl/linear_eval", "inputs"), golden.tensors(name, "outputs")
     found, near = retrieve(given["train_x"], given["train_y"], given["test_x"], golden.cases[name]["fields"]["k"])
-    assert torch.equal(found, expected["pred"]) and torch.equal(near, expected["nearest"])
-    assert (found == given["test_y"]).double().mean().item() == golden.cases[name]["out_fields"]["accuracy"]
+    same(name, "pred", found, expected["pred"])
+    same(name, "nearest", near, expected["nearest"])
+    right = (found == given["test_y"]).double().mean()
+    same(name, "accuracy", right, golden.cases[name]["out_fields"]["accuracy"])
 
 
 @torch.no_grad()
@@ -332,7 +338,7 @@ def test_full_size(golden: Golden) -> None:
             v = 0.05 * v
         value.copy_(v)
         if name in fields["checks"]:
-            assert value.double().sum().item() == pytest.approx(fields["checks"][name][0], abs=1e-4)
+            close("umurl/full_size", f"sum of {name}", value.double().sum(), fields["checks"][name][0], atol=1e-4)
     clips = len(golden.tensors("umurl/full_size", "outputs")["feature"])
     features = net.eval()(torch.stack([whole(golden, index) for index in range(clips)]))
     golden.check("umurl/full_size", "feature", features)

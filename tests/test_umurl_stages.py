@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ def changed(**linear: Any) -> Params:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
     """A folder in which every stage has run."""
     root = tmp_path_factory.mktemp("umurl")
+    shutil.copy(database, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -87,8 +89,9 @@ def test_scores_can_be_fused_and_compared(place: Path) -> None:
     assert {look["split"] for look in history} == {"development"}  # the test split is not looked at
 
 
-def test_best_on_test_is_marked(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_on_test_is_marked(place: Path, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(database, tmp_path)
     out = tmp_path / "linear"
     umurl_linear(changed(report="best_on_test"), place / "packed", place / "features", out)
     metrics = read(out / "metrics.json")["umurl"]
