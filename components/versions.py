@@ -16,6 +16,7 @@ COMPUTING = (
     "preparation.py",
     "readers.py",
     "annotations.py",
+    "kinetics.py",
     "source.py",
     "pickles.py",
 )

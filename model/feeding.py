@@ -29,7 +29,12 @@ class Feed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor: ...
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
@@ -38,8 +43,9 @@ def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], 
 
 
 def validation_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
-    """One fixed clip per sample, as the original code validates between epochs."""
-    return _clips(store, positions, recipe, 1, False, device)
+    """One fixed clip per sample, not mirrored, as the original code validates between epochs."""
+    plain = {**recipe, "heatmap": {**recipe.get("heatmap", {}), "double": False}}
+    return _clips(store, positions, plain, 1, False, device)
 
 
 def test_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
@@ -51,7 +57,6 @@ def _clips(
     store: Store, positions: np.ndarray, recipe: dict[str, Any], num_clips: int, training: bool, device: str
 ) -> AnyClips:
     common: dict[str, Any] = {
-        "stream": recipe["stream"],
         "clip_length": recipe["clip_length"],
         "persons": recipe["persons"],
         "num_clips": num_clips,
@@ -61,9 +66,14 @@ def _clips(
         "device": device,
     }
     if recipe["stream"] in HEATMAP_STREAMS:
-        return HeatmapClips(store, positions, **common, **recipe["heatmap"])
-    # Checkpoints from before there was a choice were normalised, if at all, before they were packed.
-    normalise = recipe.get("normalise_2d")
+        return HeatmapClips(Clips(store, positions, stream="joint", **common), recipe["stream"], **recipe["heatmap"])
     return Clips(
-        store, positions, difference=recipe["difference"], finish=recipe["finish"], normalise_2d=normalise, **common
+        store,
+        positions,
+        stream=recipe["stream"],
+        difference=recipe["difference"],
+        finish=recipe["finish"],
+        # Checkpoints from before there was a choice were normalised, if at all, before they were packed.
+        normalise_2d=recipe.get("normalise_2d"),
+        **common,
     )

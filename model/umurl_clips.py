@@ -67,8 +67,16 @@ class UmurlClips:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """The clips numbered `rows` (B,): float32 (B, 4, C, T, V, M) in training, (B, C, T, V, M) otherwise."""
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The clips numbered `rows` (B,): float32 (B, 4, C, T, V, M) in training, (B, C, T, V, M) otherwise.
+
+        No distortion changes the class of a clip, so `labels` are left alone.
+        """
         chosen = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
         if not self.training:
             return self._resized(chosen, *whole_clip(self.lengths[chosen]))

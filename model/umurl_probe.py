@@ -57,7 +57,7 @@ def linear_evaluation(
     best, best_epoch, best_top1 = layer, 0, -1.0
     for epoch in range(settings.epochs):
         ordered = torch.arange(len(x)).split(settings.batch_size)
-        batches = epoch_batches(settings, len(x), epoch) if shuffle else list(ordered)
+        batches = epoch_batches(settings, y, epoch) if shuffle else list(ordered)
         rate = learning_rate(settings, epoch * len(batches), len(batches))
         for group in optimiser.param_groups:
             group["lr"] = rate

@@ -14,9 +14,10 @@ import yaml
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
+from pipeline.catalogue import expand
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ("model", "components", "pipeline/unsupervised", "dvc.yaml", ".dvcignore")
+CARRIED = ("model", "components", "pipeline/recipes", "pipeline/unsupervised", "dvc.yaml", ".dvcignore")
 
 
 def workspace(
@@ -57,7 +58,8 @@ def workspace(
         assign(content["datasets"].get(dataset, {}), assignment)
     if only:
         content = keep_members(content, only.split(","))
-    params = parse_params(content, f"params.yaml for {dataset}")
+    where = f"params.yaml for {dataset}"
+    params = parse_params(expand(content, where), where)
     folder = (folder or ROOT / "scratch" / f"{dataset}-{params.entry.split.name}").resolve()
     fill_workspace(folder, content)
     raw = folder / "data" / "raw" / dataset
@@ -107,6 +109,8 @@ def assign(entry: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: write a key and a value, such as recipe.epochs=40")
     *parents, last = path.split(".")
     for key in parents:
+        if key == "recipe" and isinstance(entry.get(key), str):
+            entry[key] = {"name": entry[key]}
         entry = entry.setdefault(key, {})
         if not isinstance(entry, dict):
             raise UserError(f"--set {assignment}: {key} holds no parameters of its own")
