@@ -1,6 +1,7 @@
 """UmURL's data against a spelled-out form, and what its views, clips and loss promise."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,19 @@ def test_covariance_by_either_product(tmp_path: Path) -> None:
         spread, together = variance_covariance(z)
         torch.testing.assert_close(together, off.square().sum() / columns)
         torch.testing.assert_close(spread, (1 - (z.var(0) + 1e-4).sqrt()).relu().mean())
+
+
+@pytest.mark.parametrize(("heads", "layers"), [(1, 1), (2, 3)])
+def test_transformer_is_torchs_with_the_same_tensors(heads: int, layers: int) -> None:
+    net: Any = create_model("umurl", layout=NTU, num_classes=3, **SMALL, attention_heads=heads, layers=layers)
+    layer = torch.nn.TransformerEncoderLayer(8, heads, 8, dropout=0.0, batch_first=True)
+    theirs = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    ours = net.backbone.ma_encoder.t_tr
+    for tensor in ours.state_dict().values():
+        tensor.normal_(0, 0.5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 7, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 def pretrained(store: Store, folder: Path, **changes: object) -> tuple[torch.nn.Module, list[dict[str, float]]]:

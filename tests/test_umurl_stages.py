@@ -25,6 +25,7 @@ from model.ensemble import fuse
 from model.errors import UserError
 from model.scoretable import load_table
 from model.store import open_store
+from pipeline.catalogue import params_of, recipe_names
 from pipeline.cli import VERBS, add_options, load_function
 from pipeline.umurl import table
 
@@ -184,3 +185,13 @@ def test_graph_calls_verbs_with_options_that_exist() -> None:
             node = content
             for part in re.sub(r"\$\{dataset\}", content["dataset"], parameter).split("."):
                 node = node[part]
+
+
+def test_released_recipes_are_whole_parts_of_the_parameters() -> None:
+    names = [name for name in recipe_names() if name.startswith("umurl/")]
+    assert len(names) == 4
+    for name in names:
+        part = params_of(name)["umurl"]
+        released = umurl_params.Umurl.model_validate(part)
+        assert set(part) == set(umurl_params.Umurl.model_fields)  # DVC looks every group up in the file
+        assert released.network == umurl_params.UmurlNetwork() and released.linear.report == "best_on_test"
