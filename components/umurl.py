@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from components.files import write_bytes
 from components.params import Params
 from components.splits import DEVELOPMENT, parts_of, scored_splits
 from components.tracked_run import TrackedRun
 from components.tracking import connect
 from components.versions import code_version, content_key
+from model.arrays import npz_bytes
 from model.errors import UserError
 from model.store import Store
 
 # Encoder → head on which it is pre-trained. All have the same backbone and start from the same seed.
 ENCODERS = {"umurl": "projectors", "early_fusion": "fused_projector", "untrained": "projectors"}
 TRAIN = "train"
+FEATURES = "features.npz"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Features:
     values: np.ndarray
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """The features of these clips."""
+        """The features of these clips. Raises UserError when one of them has none."""
+        if not np.isin(positions, self.positions).all():
+            raise UserError("features: some clips of these splits have none; run `sixstream umurl-features` again")
         return self.values[np.searchsorted(self.positions, positions)]
 
 
@@ -53,14 +58,15 @@ def main_test(params: Params) -> str:
     return params.entry.split.test[0]
 
 
-def features_file(folder: Path, encoder: str) -> Path:
-    """Where the features of an encoder lie."""
-    return folder / encoder / "features.npz"
+def save_features(folder: Path, features: Features, store: Store) -> Path:
+    """Write an encoder's features of clips of `store` into its folder; equal features are equal bytes."""
+    arrays = {"positions": features.positions, "values": features.values, "data_hash": np.array(store.data_hash)}
+    return write_bytes(folder / FEATURES, npz_bytes(arrays))
 
 
 def load_features(folder: Path, encoder: str, store: Store) -> Features:
     """Read an encoder's features. Raises UserError when they are missing, damaged or of other data than `store`."""
-    path = features_file(folder, encoder)
+    path = folder / encoder / FEATURES
     again = f"run `sixstream umurl-features --encoder {encoder}`"
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -1,12 +1,13 @@
 """A pre-trained encoder → the features of every clip that trains or tests, computed once."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from components.files import staged_dir, write_bytes
+from components.files import staged_dir
 from components.params import Params
-from components.umurl import features_file, head_of, splits_of
+from components.umurl import Features, head_of, save_features, splits_of
 from model.errors import UserError
 from model.store import open_store
 
@@ -46,14 +47,5 @@ def umurl_features(params: Params, encoder: str, data: Path, trained: Path, out:
     clips = UmurlClips(store, positions, **checkpoint["recipe"], training=False, device=device)
     values = clip_logits(net, clips, BATCH, device)[:, 0].numpy()
     with staged_dir(out) as aside:
-        save_features(aside / "features.npz", positions, values, store.data_hash)
-    print(f"{features_file(out.parent, encoder)}: {len(values)} clips, {values.shape[1]} numbers each")
-
-
-def save_features(path: Path, positions: np.ndarray, values: np.ndarray, data_hash: str) -> None:
-    """Write features as `components.umurl.load_features` reads them; equal features are equal bytes."""
-    import io
-
-    content = io.BytesIO()
-    np.savez(content, positions=positions, values=values, data_hash=np.array(data_hash))
-    write_bytes(path, content.getvalue())
+        save_features(aside, Features(positions, values), store)
+    print(f"{out}: features of {len(values)} clips, {values.shape[1]} numbers each", file=sys.stderr)

@@ -15,7 +15,7 @@ from small_run import annotations, small_params, write_raw
 from components import umurl_params
 from components.params import Params, parse_params
 from components.preprocess import preprocess
-from components.umurl import ENCODERS, load_features
+from components.umurl import ENCODERS, Features, load_features
 from components.umurl_features import umurl_features
 from components.umurl_linear import umurl_linear
 from components.umurl_plot import umurl_plot
@@ -140,6 +140,8 @@ def test_mistakes_are_named(place: Path, tmp_path: Path) -> None:
         umurl_pretrain(changed(), "late_fusion", place / "packed", tmp_path / "out")
     with pytest.raises(UserError, match="no such file; run `sixstream umurl-features --encoder umurl`"):
         load_features(tmp_path, "umurl", store)
+    with pytest.raises(UserError, match="some clips of these splits have none"):
+        Features(np.array([1, 3]), np.zeros((2, 4))).at(np.array([3, 2]))
     (tmp_path / "umurl").mkdir()
     whole = (place / "features" / "umurl" / "features.npz").read_bytes()
     (tmp_path / "umurl" / "features.npz").write_bytes(whole[:-200])
