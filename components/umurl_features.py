@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def umurl_features(params: Params, encoder: str, data: Path, trained: Path, out:
         params: the parameters; the dataset's splits say which clips.
         encoder: umurl, early_fusion or untrained.
         data: folder of the packed store.
-        trained: folder with the encoder.pt.
+        trained: folder with the encoder.pt, or a checkpoint of UmURL, for instance an imported one.
         out: folder for the features, named after the encoder.
 
     Raises:
@@ -37,14 +38,17 @@ def umurl_features(params: Params, encoder: str, data: Path, trained: Path, out:
 
     head_of(encoder)
     store = open_store(data)
-    path = trained / "encoder.pt"
+    path = trained / "encoder.pt" if trained.is_dir() else trained
     checkpoint = load_checkpoint(path)
-    if checkpoint["data_hash"] != store.data_hash:
+    if checkpoint["model"] != "umurl":
+        raise UserError(f"{path}: holds {checkpoint['model']!r}, not an encoder of UmURL")
+    if checkpoint["data_hash"] not in ("", store.data_hash):  # an imported encoder is of no data of ours
         raise UserError(f"{path}: trained on other data than {data} holds; pre-train {encoder!r} again")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build_network(checkpoint, str(path)).to(device)
+    net: Any = build_network(checkpoint, str(path)).to(device)
+    _, frames, _, persons = net.shape
     positions = np.unique(np.concatenate(list(splits_of(params, store).values())))
-    clips = UmurlClips(store, positions, **checkpoint["recipe"], training=False, device=device)
+    clips = UmurlClips(store, positions, frames=frames, persons=persons, training=False, device=device)
     values = clip_logits(net, clips, BATCH, device)[:, 0].numpy()
     with staged_dir(out) as aside:
         save_features(aside, Features(positions, values), store)

@@ -21,6 +21,7 @@ from components.umurl_linear import umurl_linear
 from components.umurl_plot import umurl_plot
 from components.umurl_pretrain import umurl_pretrain
 from components.umurl_retrieve import umurl_retrieve
+from model.checkpoint import load_checkpoint, publish
 from model.ensemble import fuse
 from model.errors import UserError
 from model.scoretable import load_table
@@ -132,6 +133,21 @@ def test_one_tracked_run_an_encoder(place: Path) -> None:
     metrics = runs["umurl/umurl/s0"].data.metrics
     assert {"train/loss", "train/intra", "dev/linear/top1", "test/linear/top1", "test/retrieval/top1"} <= set(metrics)
     assert metrics["test/linear/top1"] == read(place / "linear" / "metrics.json")["umurl"]["last"]["a_test"]["top1"]
+
+
+def test_features_of_an_imported_encoder(place: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(place / "pretrain" / "umurl" / "encoder.pt")
+    card = {key: value for key, value in content.items() if key not in ("format", "state", "epoch")}
+    file = publish(tmp_path / "imported.pt", {**card, "data_hash": "", "recipe": {}}, content["state"], 3)
+    umurl_features(changed(), "umurl", place / "packed", file, tmp_path / "umurl")
+    ours, theirs = ((folder / "umurl" / "features.npz").read_bytes() for folder in (place / "features", tmp_path))
+    assert ours == theirs
+    foreign = publish(tmp_path / "foreign.pt", {**card, "data_hash": "0" * 32}, content["state"], 3)
+    with pytest.raises(UserError, match="foreign.pt: trained on other data"):
+        umurl_features(changed(), "umurl", place / "packed", foreign, tmp_path / "umurl")
+    other = publish(tmp_path / "other.pt", {**card, "model": "protogcn"}, content["state"], 3)
+    with pytest.raises(UserError, match="other.pt: holds 'protogcn'"):
+        umurl_features(changed(), "umurl", place / "packed", other, tmp_path / "umurl")
 
 
 def test_mistakes_are_named(place: Path, tmp_path: Path) -> None:

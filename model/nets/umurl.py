@@ -218,6 +218,7 @@ class UmURL(nn.Module):
         if hidden % attention_heads:
             raise UserError(f"hidden: {hidden} does not divide by {attention_heads} attention_heads")
         self.head = head
+        self.in_channels = in_channels
         self.shape = (in_channels, frames, layout.num_joints, persons)
         self.backbone = Backbone(layout, in_channels, frames, persons, hidden, attention_heads, layers)
         if head == "projectors":
