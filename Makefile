@@ -47,7 +47,7 @@ real: $(INSTALLED)
 	@sixstream workspace --dataset $(DATASET) --protocol $(PROTOCOL) --jobs $(JOBS) \
 	  $(if $(SPLIT),--split $(SPLIT)) $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET))
 
-# Unsupervised pre-training, linear evaluation, retrieval and their picture; about 3 minutes on one CPU core.
+# Unsupervised pre-training, linear evaluation, retrieval and their picture; about two minutes of one CPU core.
 umurl: $(INSTALLED)
 	@sixstream umurl
 

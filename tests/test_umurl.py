@@ -13,7 +13,7 @@ from components.readers import read_ntu
 from model import create_model, ntu
 from model.complexity import complexity, usual_input
 from model.errors import UserError
-from model.layouts import load_layout
+from model.layouts import LAYOUTS, load_layout
 from model.prepare import rotation_between
 from model.store import Clip, Store, open_store, write_store
 from model.train import fit
@@ -139,6 +139,23 @@ def test_clips_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert views.shape == (2, 4, 3, 8, 25, 2)
     assert torch.equal(views, training.batch([3, 5], torch.Generator().manual_seed(2)))
     assert not torch.equal(views[:, 0], views[:, 1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [["x", "y", "z"], ["x", "y"]])
+def test_every_layout_is_pre_trained_and_evaluated(tmp_path: Path, layout: str, channels: list[str]) -> None:
+    skeleton, generator = load_layout(layout), np.random.default_rng(0)
+    shapes = [(1 + i % 2, 9 + i, skeleton.num_joints, len(channels)) for i in range(4)]
+    made = [Clip(f"c{i}", 0, generator.normal(size=shape).astype(np.float32)) for i, shape in enumerate(shapes)]
+    write_store(
+        tmp_path / "store", made, layout=skeleton, classes=["one"], splits={"all": ["c1", "c2"]},
+        channels=channels, data_hash="0" * 32, source="made for tests",
+    )  # fmt: skip
+    store = open_store(tmp_path / "store")
+    net = create_model("umurl", layout=skeleton, num_classes=1, in_channels=len(channels), **SMALL)
+    clips = [UmurlClips(store, np.arange(4), frames=8, training=training) for training in (True, False)]
+    total, _ = net.loss(clips[0].batch(torch.arange(4), torch.Generator().manual_seed(0)), torch.zeros(4))
+    assert total.isfinite() and net.eval()(clips[1].batch([3, 0])).shape == (2, 16)
 
 
 def test_scores_are_refused(tmp_path: Path) -> None:
