@@ -63,12 +63,12 @@ def fit(
 ) -> FitResult:
     """Train `net` in place; under torch.distributed called by every rank.
 
-    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the working
-    checkpoint of the last epoch; a later call with the same settings, card and `fingerprint` goes on from it.
-    `log(epoch, record)` is called by rank 0 after an epoch's checkpoint is on disk. The best epoch is that of
-    the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises UserError for clips
-    that cannot teach anything, settings that do not fit the ranks, a folder in use or holding another
-    training, and a loss or weights that become NaN (the former epoch's checkpoint stays).
+    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the working checkpoint of
+    the last epoch (or last of `save_every`); a later call with the same settings, card and `fingerprint` goes on
+    from it. `log(epoch, record)` is called by rank 0 after an epoch, when its checkpoint, if due, is on disk. The
+    best epoch is that of the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises
+    UserError for clips that cannot teach anything, settings that do not fit the ranks, a folder in use or holding
+    another training, and a loss or weights that become NaN (the former epoch's checkpoint stays).
     """
     device = torch.device(device)
     rank, size = world()
