@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from components.assignments import assign
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
@@ -98,22 +99,6 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
     if f"{name}_train" not in known or not tests:
         raise UserError(f"{about}: no split {name!r}; it has {', '.join(known)}")
     return {"name": name, "train": f"{name}_train", "test": tests}
-
-
-def assign(entry: dict[str, Any], assignment: str) -> None:
-    """Set one parameter of a dataset's entry from `a.b.c=VALUE`, VALUE being YAML."""
-    path, equals, value = assignment.partition("=")
-    if not equals:
-        raise UserError(f"--set {assignment}: write a key and a value, such as recipe.epochs=40")
-    *parents, last = path.split(".")
-    for key in parents:
-        entry = entry.setdefault(key, {})
-        if not isinstance(entry, dict):
-            raise UserError(f"--set {assignment}: {key} holds no parameters of its own")
-    try:
-        entry[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not YAML: {error}") from None
 
 
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
