@@ -22,6 +22,7 @@ from model.metrics import paired_bootstrap
 from model.store import Store
 
 CHAMPION, PREVIOUS = "champion", "previous"
+IMPORTED, IMPORT_TAG = "imported", "sixstream.import"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,24 @@ def register(
         return _register(tracker, experiment, parent, store, candidate, gate)
     except MlflowException as error:
         raise UserError(f"{tracker.uri}: not registered ({brief(error)}); start the server and try again") from None
+
+
+def register_import(tracker: Tracker, name: str, bundle: Path, tags: dict[str, str]) -> str:
+    """Register a bundle of one network that was trained elsewhere as a version of `name`; its URI.
+
+    The run it stands under is in the experiment `imported`. Raises UserError when the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    key = bundle_key(bundle)
+    try:
+        run_id, _ = tracker.find_or_make(IMPORTED, IMPORT_TAG, key, name, None, tags)
+        model_id, _ = log_bundle(tracker.client, run_id, IMPORTED, bundle)
+        tracker.client.set_terminated(run_id)
+        version, _ = register_model(tracker.client, name, model_id, key, tags)
+    except MlflowException as error:
+        raise UserError(f"{tracker.uri}: not registered ({brief(error)}); start the server and try again") from None
+    return f"models:/{name}/{version}"
 
 
 def _register(

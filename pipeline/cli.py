@@ -25,6 +25,8 @@ VERBS = {
     "register": "components.register:register",
     "predict": "components.predict:predict",
     "info": "components.info:info",
+    "checkpoint-import": "components.checkpoints:import_checkpoint",
+    "checkpoint-export": "components.checkpoints:export_checkpoint",
     "run": "pipeline.run:run",
     "results": "pipeline.run:results",
     "workspace": "pipeline.workspace:workspace",
@@ -42,6 +44,8 @@ SUMMARIES = {
     "register": "register members and the ensemble, move the champion",
     "predict": "classify raw clips with a registered model",
     "info": "print what a network costs: parameters, multiply-accumulates, time",
+    "checkpoint-import": "turn an original checkpoint into ours and register it (also: checkpoint import)",
+    "checkpoint-export": "write a checkpoint with the originals' tensor names (also: checkpoint export)",
     "run": "run the whole pipeline through DVC, members side by side if asked",
     "results": "print the results table of the last run",
     "workspace": "make a scratch workspace for another dataset",
@@ -53,6 +57,8 @@ SUMMARIES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
+        arguments[:2] = ["-".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="sixstream", description="Skeleton action recognition in six streams.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
