@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(LOCK)
 export DVC_NO_ANALYTICS = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint types ui real sample-study golden clean
+.PHONY: run test lint types ui real sample-study golden bench image clean
 
 # Members trained side by side; each gets its share of the cores.
 JOBS ?= 2
@@ -51,9 +51,20 @@ real: $(INSTALLED)
 sample-study: $(INSTALLED)
 	@sixstream sample-study --jobs $(JOBS)
 
-# A line per golden case with the error found and its tolerance.
+# A line per golden case with the error found and its tolerance; SIXSTREAM_GOLDEN names the files.
 golden: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_golden_*.py -rA -s
+	@test -n "$(SIXSTREAM_GOLDEN)" || { echo "set SIXSTREAM_GOLDEN to the folder of golden files" >&2; exit 2; }
+	$(BIN)/python -m pytest -m golden
+
+# Ours beside the plain form, in one run.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.train_step
+
+# The component image; BASE_IMAGE, PIP_ARGS and secrets are for build machines without the public registries.
+BUILD_ARGS ?=
+image:
+	DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --tag sixstream:cpu \
+	  --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_ARGS) .
 
 clean:
 	rm -rf .venv .work

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def code_commit(root: Path) -> str:
-    """The git commit of the code at `root`, marked when files differ; "unknown" outside a repository."""
+    """The git commit of the code at `root`, marked when files differ; outside a repository what the image says."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -18,7 +18,7 @@ def code_commit(root: Path) -> str:
     try:
         return git("rev-parse", "HEAD") + ("-changed" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("SIXSTREAM_COMMIT", "unknown")
 
 
 def environment(root: Path) -> tuple[dict[str, str], str]:

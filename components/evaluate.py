@@ -38,7 +38,7 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
     from model.feeding import test_clips
     from model.score import score_clips
 
-    params.member(member)
+    own = params.recipe(member)
     store = open_store(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics: dict[str, Any] = {"chosen": "last" if params.protocol == "last" else "best"}
@@ -54,10 +54,10 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
                 raise UserError(f"{path}: trained on other data or classes than {data} holds; train {member!r} again")
             weights = file_md5(path)
             if weights not in scored:  # without a selection split the best checkpoint is the last
-                recipe = {**checkpoint["recipe"], "test_clips": params.entry.recipe.test_clips}
+                recipe = {**checkpoint["recipe"], "test_clips": own.test_clips}
                 net = build_network(checkpoint, str(path)).to(device)
                 clips = test_clips(store, union, recipe, device)
-                scored[weights] = score_clips(net, clips, params.entry.recipe.test_batch, device)
+                scored[weights] = score_clips(net, clips, own.test_batch, device)
             metrics[which] = {"epoch": checkpoint["epoch"]}
             for split, positions in splits.items():
                 table = ScoreTable(

@@ -9,8 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import UserError
+from model.streams import HEATMAP_STREAMS
 
-Stream = Literal["joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion"]
+Stream = Literal[
+    "joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion", "keypoint", "limb"
+]  # the last two are heat maps
+Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["development", "last", "published"]
 Options = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -55,11 +59,34 @@ class Split(Strict):
     development_share: float = Field(0.2, gt=0, lt=1, description="share of the training clips held out")
 
 
+class Heatmap(Strict):
+    """How PoseC3D's heat maps are drawn; the defaults are those of its NTU60 and FineGYM recipes."""
+
+    sigma: float = Field(0.6, gt=0, description="spread of a joint or limb in pixels of the map")
+    threshold: float = Field(1e-4, ge=0, description="joints with a lower score are missing (PYSKL: 1e-3)")
+    use_score: bool = Field(True, description="draw by score; false: fully, wherever a joint has a position")
+    padding: float = Field(0.25, ge=0, description="growth of the box round all joints that a clip is cut to")
+    resize: int = Field(64, gt=0, description="short side in pixels before the random crop of training")
+    area: tuple[Share, Share] = Field((0.56, 1.0), description="least and largest share that the random crop keeps")
+    train_size: int = Field(56, gt=0, description="side of the maps in training")
+    flip: float = Field(0.5, ge=0, le=1, description="probability that a training clip is mirrored")
+    test_size: int = Field(64, gt=0, description="side of the maps in validation and test")
+    test_crop: bool = Field(
+        True, description="test on the central square; false: scale the box to a square (PYSKL, Kinetics)"
+    )
+    double: bool = Field(True, description="test every clip mirrored as well")
+
+
 class StreamRecipe(Strict):
     """What one stream does differently."""
 
-    augment: list[Options] | None = Field(None, description="replaces the recipe's augmentation")
+    augment: list[Options] | None = Field(
+        None, description="replaces the recipe's augmentation; heat maps have only this one, on pixels"
+    )
     network: Options = Field(default_factory=dict, description="options added to the network's")
+    change: Options = Field(
+        default_factory=dict, description="other values of the recipe for this stream, such as {epochs: 40, lr: 0.1}"
+    )
 
 
 class Recipe(Strict):
@@ -75,7 +102,11 @@ class Recipe(Strict):
     finish: Literal["coco_new"] | None = Field(
         None, description="joints derived after augmentation: coco_new appends ProtoGCN's three to COCO's 17"
     )
+    normalise_2d: Literal["mmaction2", "pyskl"] | None = Field(
+        None, description="pixels to [-1, 1] for graph networks; pyskl also blanks joints with a score of at most 0.01"
+    )
     augment: list[Options] = Field(default_factory=list, description="training augmentation, in order")
+    heatmap: Heatmap = Field(default_factory=Heatmap, description="the streams keypoint and limb of posec3d")
     setting: Literal["released", "paper"] = Field(
         "released",
         description="whose options per stream are the network's defaults: the released recipes' or the paper's",
@@ -98,6 +129,24 @@ class Recipe(Strict):
     deterministic: bool = Field(True, description="two runs on one CPU give the same bits")
     validate_every: int = Field(1, gt=0, description="epochs between looks at the selection split")
     test_batch: int = Field(64, gt=0, description="samples scored at a time")
+
+    @model_validator(mode="after")
+    def _changes_fit(self) -> "Recipe":
+        for stream in self.streams:
+            try:
+                self.for_stream(stream)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                field = ".".join(str(part) for part in first["loc"])
+                raise ValueError(f"streams.{stream}.change.{field}: {first['msg']}") from None
+        return self
+
+    def for_stream(self, stream: Stream) -> "Recipe":
+        """The recipe with the values that this stream changes."""
+        own = self.streams.get(stream)
+        if own is None or not own.change:
+            return self
+        return Recipe.model_validate({**self.model_dump(exclude={"streams"}), **own.change})
 
 
 class Dataset(Strict):
@@ -171,6 +220,10 @@ class Params(Strict):
             raise UserError(f"no member {name!r} in params.yaml: members are {', '.join(self.members)}")
         return self.members[name]
 
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of a member, with what its stream changes."""
+        return self.entry.recipe.for_stream(self.member(name).stream)
+
     def network_options(self, name: str) -> Options:
         """Options of a member's network: released defaults of its stream < recipe < stream < member."""
         member, recipe = self.member(name), self.entry.recipe
@@ -178,10 +231,12 @@ class Params(Strict):
         return {**recipe.network.get(member.model, {}), **stream.network, **member.network}
 
     def augmentation(self, name: str) -> list[Options]:
-        """Training augmentation of a member."""
-        recipe = self.entry.recipe
-        own = recipe.streams.get(self.member(name).stream, StreamRecipe()).augment
-        return recipe.augment if own is None else own
+        """Training augmentation of a member. What a recipe does to joints does not suit the pixels of heat maps."""
+        recipe, stream = self.entry.recipe, self.member(name).stream
+        own = recipe.streams.get(stream, StreamRecipe()).augment
+        if own is None:
+            return [] if stream in HEATMAP_STREAMS else recipe.augment
+        return own
 
     def for_training(self, name: str) -> dict[str, Any]:
         """Everything in the parameters that one member's training depends on, as plain values."""

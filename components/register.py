@@ -67,7 +67,7 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
                 run_key=member_key(params, name, store.data_hash),
                 logged=members[name]["chosen"],
                 metrics=flat_metrics(params, members[name][members[name]["chosen"]]),
-                test_clips=params.entry.recipe.test_clips,
+                test_clips=params.recipe(name).test_clips,
             )
             for name, weight in params.ensembles[chosen].members.items()
         ],

@@ -82,7 +82,7 @@ def member_bundle(folder: Path, params: Params, member: str, store: Store, check
     return write_bundle(
         folder,
         member,
-        [BundleMember(member, checkpoint, 1.0, params.entry.recipe.test_clips)],
+        [BundleMember(member, checkpoint, 1.0, params.recipe(member).test_clips)],
         store,
         preparation(params),
         lineage(params),

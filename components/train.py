@@ -14,6 +14,7 @@ from components.splits import parts_of
 from components.tracked import log_member_facts, member_key, member_run
 from model.errors import UserError
 from model.store import Store, open_store
+from model.streams import HEATMAP_STREAMS, STREAMS
 
 WORK = Path(".work") / "checkpoints"
 
@@ -73,24 +74,36 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
 
     from model.checkpoint import network_card
     from model.feeding import training_clips, validation_clips
-    from model.nets import create_model, network_options
+    from model.nets import create_model, network_options, takes_heatmaps
     from model.nets.defaults import stream_options
     from model.settings import TrainSettings
 
-    spec, recipe = params.member(member), params.entry.recipe
+    spec, recipe = params.member(member), params.recipe(member)
+    if takes_heatmaps(spec.model) != (spec.stream in HEATMAP_STREAMS):
+        fitting = HEATMAP_STREAMS if takes_heatmaps(spec.model) else STREAMS
+        raise UserError(
+            f"members.{member}: {spec.model} takes no stream {spec.stream!r}; choose one of {', '.join(fitting)}"
+        )
     parts = parts_of(store, params)
     if os.environ.get("RANK", "0") == "0":
         print(f"{member}: {parts.description}", file=sys.stderr)
-    feeding = {
+    feeding: dict[str, Any] = {
         "stream": spec.stream,
         "clip_length": recipe.clip_length,
         "test_clips": recipe.test_clips,
         "sampler": recipe.sampler,
-        "difference": recipe.difference,
         "persons": recipe.persons or int(store.persons.max()),
-        "finish": recipe.finish,
         "augment": params.augmentation(member),
     }
+    if spec.stream in HEATMAP_STREAMS:
+        if any(step.get("name") == "normalise_2d" for step in params.entry.data.prepare):
+            raise UserError(
+                f"datasets.{params.dataset}.data.prepare: normalise_2d takes away the pixels that heat maps need; set "
+                "recipe.normalise_2d instead, which is for graph networks only"
+            )
+        feeding["heatmap"] = recipe.heatmap.model_dump()
+    else:
+        feeding |= {"difference": recipe.difference, "finish": recipe.finish, "normalise_2d": recipe.normalise_2d}
     clips = training_clips(store, parts.train, feeding, device)
     options = {**stream_options(spec.model, spec.stream, recipe.setting), **params.network_options(member)}
     if "persons" in network_options(spec.model):

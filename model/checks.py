@@ -2,13 +2,13 @@
 
 import torch
 
-from model.clips import Clips
 from model.errors import UserError
+from model.feeding import Feed
 
 LOOK = 256  # clips that are looked at, evenly spread over the training set
 
 
-def check_labels(clips: Clips, num_classes: int, what: str) -> None:
+def check_labels(clips: Feed, num_classes: int, what: str) -> None:
     """Raise UserError when there is no clip or a label lies outside range(num_classes)."""
     if len(clips) == 0:
         raise UserError(f"{what} set: holds no clip; check the split")
@@ -21,7 +21,7 @@ def check_labels(clips: Clips, num_classes: int, what: str) -> None:
         )
 
 
-def check_training_clips(clips: Clips, num_classes: int, batch_size: int, seed: int) -> None:
+def check_training_clips(clips: Feed, num_classes: int, batch_size: int, seed: int) -> None:
     """Raise UserError when the training set cannot teach anything.
 
     That is: labels out of range, fewer clips than a batch, only one class, NaN or infinite values, or a

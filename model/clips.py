@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.augment import augment, check_augmentations
 from model.errors import UserError
+from model.geometry2d import normalise_pixels
 from model.layouts import Layout, load_layout
 from model.prepare import coco_to_coco_new
 from model.sampling import VARIANTS, batch_frames, batch_test_frames
@@ -25,6 +26,8 @@ from model.streams import apply_stream, is_motion, score_channel, stream_of
 DIFFERENCES = ("before", "after")
 # Joints derived from a clip's own after augmentation: name -> (joints needed, layout reached, function).
 FINISHES: dict[str, tuple[int, str, Callable[[Tensor], Tensor]]] = {"coco_new": (17, "coco_new", coco_to_coco_new)}
+# Joints with at most this score are blanked by the variants of `normalise_2d`.
+NORMALISE_THRESHOLDS = {"mmaction2": None, "pyskl": 0.01}
 RESIDENT_SHARE = 0.5  # of the free memory of an accelerator that a store's joints may take
 
 _resident: "WeakKeyDictionary[Store, dict[torch.device, Tensor]]" = WeakKeyDictionary()
@@ -39,6 +42,9 @@ class Clips:
     jump to the next clip, and only the last of all is zero). `persons` is the number of slots M (default: the most
     that any clip of the store has): further persons are dropped, missing ones are zeros. `augment` lists the steps of
     a training recipe (`model.augment`). `finish` "coco_new" appends ProtoGCN's three joints to COCO's after them.
+
+    `normalise_2d` "mmaction2" or "pyskl" maps pixels to [-1, 1] before all this (`model.prepare.normalise_2d`); so the
+    store keeps the pixels that heat maps are drawn from.
 
     A float16 store is subtracted in float16 as long as nothing is augmented, as the released systems do.
 
@@ -61,6 +67,7 @@ class Clips:
         training: bool,
         device: str | torch.device = "cpu",
         finish: str | None = None,
+        normalise_2d: str | None = None,
     ) -> None:
         positions = _checked_positions(store, positions)
         _check_choice("sampler", sampler, VARIANTS)
@@ -92,7 +99,12 @@ class Clips:
         self.present = torch.from_numpy(store.persons[positions]).to(home)
         self.frames = torch.from_numpy(self.lengths).to(home)
         sizes = store.image_size
-        self.width = None if sizes is None else torch.from_numpy(sizes[positions, 1]).to(self.device)
+        self.sizes = None if sizes is None else torch.from_numpy(sizes[positions]).to(self.device)
+        if normalise_2d is not None:
+            _check_choice("normalise_2d", normalise_2d, tuple(NORMALISE_THRESHOLDS))
+            if sizes is None or "z" in store.channels:
+                raise UserError(f"normalise_2d: {store.folder} holds no 2D key points with the sizes of their images")
+        self.normalise_2d = normalise_2d
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,9 +146,15 @@ class Clips:
         index = start[..., None] + frames[:, None]
         x = self.joints.index_select(0, index.flatten())
         x = x.view(*index.shape, self.store_layout.num_joints, self.num_channels)
+        x, width = x.to(self.device), None
+        if self.sizes is not None:
+            sizes = self.sizes[rows.to(self.device)]
+            width = sizes[:, 1]
+            if self.normalise_2d is not None:
+                x = normalise_pixels(x, sizes, NORMALISE_THRESHOLDS[self.normalise_2d])
+                width = torch.zeros_like(width)  # mirroring then changes the sign
         if not present.all():
-            x = x.masked_fill(~present[..., None, None, None], 0)
-        x = x.to(self.device)
+            x = x.masked_fill(~present.to(self.device)[..., None, None, None], 0)
         if self.augment:
             x = augment(
                 x.float(),
@@ -144,7 +162,7 @@ class Clips:
                 layout=self.store_layout,
                 channels=self.channels,
                 generator=generator,
-                width=None if self.width is None else self.width[rows.to(self.device)],
+                width=width,
             )
         return self.finish(x) if self.finish else x
 

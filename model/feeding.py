@@ -1,46 +1,69 @@
 """From a recipe in plain values to the clips that train, validate or test a member.
 
 Training, evaluation and prediction all come through here, so that a served model sees what a trained one saw.
-A recipe is a dictionary with the keys `stream, clip_length, test_clips, sampler, difference, persons, finish, augment`.
+A recipe is a dictionary with the keys `stream, clip_length, test_clips, sampler, persons, augment` and, for graph
+networks, `difference, finish, normalise_2d`, for heat maps `heatmap` (arguments of HeatmapClips).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from model.clips import Clips
+from model.heatmap_clips import HeatmapClips
 from model.store import Store
+from model.streams import HEATMAP_STREAMS
+
+AnyClips = Clips | HeatmapClips
 
 
-def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> Clips:
+class Feed(Protocol):
+    """What trains and is scored: labelled clips, of which `batch` makes the network's inputs."""
+
+    labels: Tensor  # (N,) int64
+    ids: list[str]
+    num_clips: int  # network inputs per sample
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor: ...
+
+
+def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
     """Randomly sampled and augmented clips, one per sample."""
     return _clips(store, positions, recipe, 1, True, device)
 
 
-def validation_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> Clips:
+def validation_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
     """One fixed clip per sample, as the original code validates between epochs."""
     return _clips(store, positions, recipe, 1, False, device)
 
 
-def test_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> Clips:
+def test_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
     """The recipe's fixed test clips per sample (ten in the released recipes)."""
     return _clips(store, positions, recipe, recipe["test_clips"], False, device)
 
 
 def _clips(
     store: Store, positions: np.ndarray, recipe: dict[str, Any], num_clips: int, training: bool, device: str
-) -> Clips:
+) -> AnyClips:
+    common: dict[str, Any] = {
+        "stream": recipe["stream"],
+        "clip_length": recipe["clip_length"],
+        "persons": recipe["persons"],
+        "num_clips": num_clips,
+        "sampler": recipe["sampler"],
+        "augment": recipe["augment"] if training else [],
+        "training": training,
+        "device": device,
+    }
+    if recipe["stream"] in HEATMAP_STREAMS:
+        return HeatmapClips(store, positions, **common, **recipe["heatmap"])
+    # Checkpoints from before there was a choice were normalised, if at all, before they were packed.
+    normalise = recipe.get("normalise_2d")
     return Clips(
-        store,
-        positions,
-        stream=recipe["stream"],
-        clip_length=recipe["clip_length"],
-        persons=recipe["persons"],
-        num_clips=num_clips,
-        sampler=recipe["sampler"],
-        difference=recipe["difference"],
-        finish=recipe["finish"],
-        augment=recipe["augment"] if training else [],
-        training=training,
-        device=device,
+        store, positions, difference=recipe["difference"], finish=recipe["finish"], normalise_2d=normalise, **common
     )

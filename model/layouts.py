@@ -7,7 +7,7 @@ the table of PYSKL and MMAction2 (bones rooted at the nose), `openpose_protogcn`
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ class Layout:
     centre. `mirror` is the permutation that exchanges left and right. `parts` are the limbs that part drop may
     blank. `origin` is the joint that centring puts at zero. `score_mean` says, for `bone`, `kbone` and `motion`,
     whether a third channel that holds a detection score is averaged over the two joints (frames) or differenced
-    as if it were a coordinate.
+    as if it were a coordinate. `limbs` are the (start, end) pairs of PoseC3D's limb heat maps; the edges unless given.
     """
 
     name: str
@@ -46,10 +46,17 @@ class Layout:
     origin: int
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     score_mean: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(SCORE_RULES, True), hash=False)
+    limbs: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_joints(self) -> int:
         return len(self.joints)
+
+    @property
+    def mirror_limbs(self) -> tuple[int, ...]:
+        """The permutation of the limbs that exchanges left and right."""
+        number = {frozenset(limb): i for i, limb in enumerate(self.limbs)}
+        return tuple(number[frozenset((self.mirror[start], self.mirror[end]))] for start, end in self.limbs)
 
     @property
     def root(self) -> int:
@@ -105,6 +112,7 @@ def layout_to_dict(layout: Layout) -> dict[str, Any]:
         "origin": layout.origin,
         "parts": {part: list(joints) for part, joints in layout.parts.items()},
         "score_mean": dict(layout.score_mean),
+        "limbs": [list(limb) for limb in layout.limbs],
     }
 
 
@@ -132,17 +140,20 @@ def layout_from_dict(content: dict[str, Any], where: str) -> Layout:
     def given(key: str, otherwise: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
         return _indices(content, key, where, joints, len(joints)) if key in content else otherwise()
 
+    edges = _pairs(content, "edges", where, joints, [(v, p) for v, p in enumerate(bones) if v != p])
+    _check_connected(edges, where, joints)
     layout = Layout(
         # In the JSON files of data sets `name` is the data set and `layout` the skeleton.
         name=str(content["name"] if full and "name" in content else content.get("layout", where)),
         joints=joints,
-        edges=_edges(content, where, joints, bones),
+        edges=edges,
         bones=bones,
         centre=_index(content, "centre", where, joints, root),
         mirror=given("mirror", lambda: _mirror_of_names(joints)),
         origin=_index(content, "origin", where, joints, root),
         parts=_parts(content, where, joints),
         score_mean=_score_mean(content, where),
+        limbs=_pairs(content, "limbs", where, joints, edges),
     )
     _check_mirror(layout, where)
     return layout
@@ -194,21 +205,25 @@ def _root_of_tree(bones: tuple[int, ...], joints: tuple[str, ...], key: str, whe
     return roots[0]
 
 
-def _edges(
-    content: dict[str, Any], where: str, joints: tuple[str, ...], bones: tuple[int, ...]
+def _pairs(
+    content: dict[str, Any], key: str, where: str, joints: tuple[str, ...], otherwise: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], ...]:
-    if "edges" not in content:
-        return tuple((v, parent) for v, parent in enumerate(bones) if v != parent)
-    edges = content["edges"]
-    if not isinstance(edges, list) or not all(isinstance(edge, list) and len(edge) == 2 for edge in edges):
-        raise UserError(f"{where}: field 'edges' must be a list of [child, parent] pairs")
-    for child, parent in edges:
-        _check_index(child, "edges", where, joints)
-        _check_index(parent, "edges", where, joints)
+    if key not in content:
+        return tuple(otherwise)
+    pairs = content[key]
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"{where}: field '{key}' must be a list of [child, parent] pairs")
+    for child, parent in pairs:
+        _check_index(child, key, where, joints)
+        _check_index(parent, key, where, joints)
         if child == parent:
-            raise UserError(f"{where}: field 'edges' connects joint {child} ({joints[child]}) with itself")
-    if len({frozenset(edge) for edge in edges}) != len(edges):
-        raise UserError(f"{where}: field 'edges' lists the same pair of joints twice")
+            raise UserError(f"{where}: field '{key}' connects joint {child} ({joints[child]}) with itself")
+    if len({frozenset(pair) for pair in pairs}) != len(pairs):
+        raise UserError(f"{where}: field '{key}' lists the same pair of joints twice")
+    return tuple((child, parent) for child, parent in pairs)
+
+
+def _check_connected(edges: Sequence[tuple[int, int]], where: str, joints: tuple[str, ...]) -> None:
     reached, fresh = {0}, {0}
     while fresh:
         fresh = {b for edge in edges for a, b in (edge, edge[::-1]) if a in fresh} - reached
@@ -216,7 +231,6 @@ def _edges(
     apart = [f"{v} ({name})" for v, name in enumerate(joints) if v not in reached]
     if apart:
         raise UserError(f"{where}: field 'edges' is not connected: no way from joint 0 to {', '.join(apart)}")
-    return tuple((child, parent) for child, parent in edges)
 
 
 def _mirror_of_names(joints: tuple[str, ...]) -> tuple[int, ...]:
@@ -245,10 +259,11 @@ def _check_mirror(layout: Layout, where: str) -> None:
                 f"{where}: field 'mirror' pairs joint {v} ({name}) with {mirror[v]} ({joints[mirror[v]]}), "
                 f"but their bones start at joints that are no such pair; correct 'mirror' or the parents"
             )
-    pairs = {frozenset(edge) for edge in layout.edges}
-    for child, parent in layout.edges:
-        if frozenset((mirror[child], mirror[parent])) not in pairs:
-            raise UserError(f"{where}: field 'mirror' takes the edge {child}-{parent} to unconnected joints")
+    for what, lines in (("edge", layout.edges), ("limb", layout.limbs)):
+        pairs = {frozenset(line) for line in lines}
+        for child, parent in lines:
+            if frozenset((mirror[child], mirror[parent])) not in pairs:
+                raise UserError(f"{where}: field 'mirror' takes the {what} {child}-{parent} to unconnected joints")
 
 
 def _parts(content: dict[str, Any], where: str, joints: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.clips import Clips
 from model.distributed import gather_features, share, world
 from model.errors import UserError
+from model.feeding import Feed
 
 
 def score_clips(
     net: nn.Module,
-    clips: Clips,
+    clips: Feed,
     batch_size: int,
     device: str | torch.device = "cpu",
     *,
@@ -32,7 +32,7 @@ def score_clips(
 
 def clip_logits(
     net: nn.Module,
-    clips: Clips,
+    clips: Feed,
     batch_size: int,
     device: str | torch.device = "cpu",
     *,

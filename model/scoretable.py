@@ -1,6 +1,5 @@
 """Score tables: what a member says about every clip of a split, keyed by sample id."""
 
-import io
 import json
 import zipfile
 import zlib
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from model.arrays import npz_bytes
 from model.atomic import write_bytes
 from model.errors import UserError
 
@@ -63,15 +63,13 @@ def save_table(path: str | Path, table: ScoreTable) -> Path:
         "data_hash": table.data_hash,
         "classes": table.classes,
     }
-    content = io.BytesIO()
-    np.savez(
-        content,
-        header=np.array(json.dumps(header, sort_keys=True)),
-        ids=np.array(table.ids, dtype=np.str_),
-        labels=table.labels,
-        scores=np.ascontiguousarray(table.scores),
-    )
-    return write_bytes(path, content.getvalue())
+    arrays = {
+        "header": np.array(json.dumps(header, sort_keys=True)),
+        "ids": np.array(table.ids, dtype=np.str_),
+        "labels": table.labels,
+        "scores": np.ascontiguousarray(table.scores),
+    }
+    return write_bytes(path, npz_bytes(arrays))
 
 
 def load_table(path: str | Path) -> ScoreTable:

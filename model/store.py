@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from model.arrays import npz_bytes
 from model.atomic import staged_dir
 from model.errors import UserError
 from model.layouts import Layout, layout_from_dict, layout_to_dict
@@ -136,8 +137,8 @@ def write_store(
         positions = {name: _positions(name, members, ids) for name, members in splits.items()}
         np.save(aside / "index.npy", np.array(index, np.int64))
         np.save(aside / "labels.npy", np.array(labels, np.int64))
-        _save_arrays(aside / "factors.npz", _complete_factors(factors))
-        _save_arrays(aside / "splits.npz", positions)
+        (aside / "factors.npz").write_bytes(npz_bytes(_complete_factors(factors)))
+        (aside / "splits.npz").write_bytes(npz_bytes(positions))
         sizes = _image_sizes(image_sizes, list(ids))
         if sizes is not None:
             np.save(aside / "image_size.npy", sizes)
@@ -279,15 +280,6 @@ def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: str) -> int:
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
     return stream.tell()
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz like np.savez, which takes the names `file` and `allow_pickle` for its own arguments."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            # ZipInfo's own date is 1980: equal arrays are equal bytes
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

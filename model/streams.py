@@ -21,6 +21,7 @@ from model.errors import UserError
 from model.layouts import Layout
 
 STREAMS = ("joint", "bone", "kbone", "joint_motion", "bone_motion", "kbone_motion")
+HEATMAP_STREAMS = ("keypoint", "limb")  # PoseC3D's, made by model.heatmap_clips
 CHANNELS = (("x", "y", "z"), ("x", "y", "score"), ("x", "y"))
 
 Array = Any  # numpy.ndarray or torch.Tensor; torch is not imported here

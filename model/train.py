@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoint import plain_state, publish
 from model.checks import check_labels, check_training_clips
-from model.clips import Clips
 from model.distributed import barrier, broadcast_state, convert_sync_batchnorm, mean_over_ranks, share, world
 from model.errors import UserError
+from model.feeding import Feed
 from model.progress import Progress
 from model.score import clip_logits
 from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate, smallest_batch
@@ -44,8 +44,8 @@ class FitResult:
 
 def fit(
     net: nn.Module,
-    train: Clips,
-    dev: Clips | None,
+    train: Feed,
+    dev: Feed | None,
     settings: TrainSettings,
     *,
     folder: Path,
@@ -85,8 +85,8 @@ def fit(
 
 def _fit(
     net: nn.Module,
-    train: Clips,
-    dev: Clips | None,
+    train: Feed,
+    dev: Feed | None,
     settings: TrainSettings,
     folder: Path,
     card: dict[str, Any],
@@ -163,7 +163,7 @@ def _fit(
 
 def _train_epoch(
     module: nn.Module,
-    train: Clips,
+    train: Feed,
     settings: TrainSettings,
     optimiser: torch.optim.Optimizer,
     epoch: int,
@@ -241,7 +241,7 @@ def _backward(
     return names, torch.stack(figures).sum(0)
 
 
-def _validate(net: nn.Module, dev: Clips, settings: TrainSettings, device: torch.device) -> dict[str, float]:
+def _validate(net: nn.Module, dev: Feed, settings: TrainSettings, device: torch.device) -> dict[str, float]:
     logits = clip_logits(net, dev, settings.batch_size, device, amp=settings.amp)
     labels = dev.labels.cpu()
     clips = logits.shape[1]
@@ -314,7 +314,7 @@ def _check_smoothing(net: nn.Module, amount: float) -> None:
         raise UserError(f"label_smoothing: the loss of {type(net).__name__} has none; set it to 0")
 
 
-def _announce(progress: Progress, train: Clips, settings: TrainSettings, done: int, size: int) -> None:
+def _announce(progress: Progress, train: Feed, settings: TrainSettings, done: int, size: int) -> None:
     if done:
         progress.say(f"going on after epoch {done} of {settings.epochs}")
     if settings.accumulate > 1:
@@ -330,7 +330,7 @@ def _announce(progress: Progress, train: Clips, settings: TrainSettings, done: i
         progress.say(f"each epoch leaves out {left_out} clips, too few for a batch over {size} processes")
 
 
-def _check_loss(losses: Tensor, batches: list[Tensor], train: Clips, epoch: int, first: int) -> None:
+def _check_loss(losses: Tensor, batches: list[Tensor], train: Feed, epoch: int, first: int) -> None:
     flawed = (~torch.isfinite(losses)).nonzero()
     if len(flawed) == 0:
         return

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from golden_report import LINES
 
 SMALL_GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,3 +32,30 @@ def data_dir() -> Path:
 def small_golden() -> Path:
     """The golden arrays that are committed."""
     return SMALL_GOLDEN
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database; copying it is quicker than making one for every test."""
+    from components.tracking import connect
+
+    folder = tmp_path_factory.mktemp("database")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(folder)
+    return folder / "mlflow.db"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m golden` chooses the tests against the full golden files."""
+    for item in items:
+        if "golden_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With `-m golden`, a line per comparison."""
+    if config.option.markexpr == "golden" and LINES:
+        terminalreporter.section("golden cases")
+        for line in LINES:
+            terminalreporter.write_line(line)

@@ -54,13 +54,17 @@ class Replay:
 
 
 def run_steps(
-    sample: dict[str, Any], steps: list[dict[str, Any]], variant: str, draws: list[tuple[str, np.ndarray]]
+    sample: dict[str, Any],
+    steps: list[dict[str, Any]],
+    variant: str,
+    draws: list[tuple[str, np.ndarray]],
+    functions: dict[str, Callable[..., None]] | None = None,
 ) -> dict[str, Any]:
-    """The sample after all steps; `draws` must be used up."""
+    """The sample after all steps, done by `functions` (default: STEPS); `draws` must be used up."""
     sample, random = dict(sample), Replay(list(draws))
     for step in steps:
         options = {key: value for key, value in step.items() if key != "type"}
-        STEPS[step["type"]](sample, options, variant, random)
+        (functions or STEPS)[step["type"]](sample, options, variant, random)
     assert not random.draws, f"not drawn: {[name for name, _ in random.draws]}"
     return sample
 

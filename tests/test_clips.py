@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from golden_report import close
 
 from model import sampling
 from model.augment import part_drop, rotate, spatial_flip
@@ -240,8 +241,7 @@ def through_a_store(folder, case: str, sample: dict[str, torch.Tensor], stored: 
 def test_released_chains_through_a_store(tmp_path, golden_dir, case, stored, output):
     golden = torch.load(golden_dir / "models" / f"{case}.pt", weights_only=True)
     batch, tolerance = through_a_store(tmp_path / "s", case, golden["sample"], stored)
-    assert batch.shape == golden[output].shape
-    torch.testing.assert_close(batch, golden[output], rtol=0, atol=tolerance)
+    close(case, f"through a {stored} store", batch, golden[output], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", ["pipeline_ntu_b_mid", "pipeline_gym_k"])

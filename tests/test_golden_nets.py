@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from golden_report import at_most, close
 from torch import nn
 
 from model import create_model, load_reference
@@ -74,18 +75,18 @@ def load(case):
 def test_scores(golden_dir, name):
     case = read_case(golden_dir, name)
     extras, net = case["extras"], load(case)
-    difference = (net(case["input"]) - case["logits"]).abs().max().item()
-    assert difference <= extras["tolerance"]["fp32_logits_maxabs"]
-    torch.testing.assert_close(
-        net.features(case["input"]).flatten(), extras["pooled_feature"].flatten(), rtol=1e-3, atol=1e-4
-    )
+    difference = (net(case["input"]) - case["logits"]).abs().max()
+    at_most(name, "logits, float32", difference, extras["tolerance"]["fp32_logits_maxabs"])
+    features = net.features(case["input"]).flatten()
+    close(name, "features, float32", features, extras["pooled_feature"].flatten(), rtol=1e-3, atol=1e-4)
     net.double()
     exact = net(case["input"].double())
-    assert ((exact - extras["logits_fp64"]).norm() / extras["logits_fp64"].norm()).item() < 1e-9
+    relative = (exact - extras["logits_fp64"]).norm() / extras["logits_fp64"].norm()
+    at_most(name, "logits, float64, relative", relative, 1e-9)
     if name.startswith("protogcn"):
         _, graph = net.features_and_graph(case["input"].double())
-        torch.testing.assert_close(graph, extras["graph_feature_fp64"], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(net.contrast.cl_fc(graph).float(), extras["csc_embedding"], atol=1e-4, rtol=1e-4)
+        close(name, "graph vector, float64", graph, extras["graph_feature_fp64"], rtol=1e-9, atol=1e-12)
+        close(name, "embedding", net.contrast.cl_fc(graph), extras["csc_embedding"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", EVAL)
@@ -120,34 +121,44 @@ def train(case, steps, dtype):
 @pytest.mark.parametrize("name", TRAIN)
 def test_training_steps_in_double_precision(golden_dir, name):
     case = read_case(golden_dir, name)
-    for expected, net, loss, parts, gradients, norm in train(case, case["extras"]["steps_fp64"], torch.float64):
-        assert loss == pytest.approx(expected["loss"], rel=1e-9)
-        assert norm == pytest.approx(expected["grad_total_norm"], rel=1e-9)
-        assert parts["ce"].item() == pytest.approx(expected["loss_ce"], rel=1e-9)
+    steps = train(case, case["extras"]["steps_fp64"], torch.float64)
+    for number, (expected, net, loss, parts, gradients, norm) in enumerate(steps, 1):
+        step = f"step {number}, float64"
+        close(name, f"{step}: loss", loss, expected["loss"], rtol=1e-9, atol=0)
+        close(name, f"{step}: gradient norm", norm, expected["grad_total_norm"], rtol=1e-9, atol=0)
+        close(name, f"{step}: cross entropy", parts["ce"], expected["loss_ce"], rtol=1e-9, atol=0)
         if "loss_csc" in expected:
-            assert parts["contrast"].item() == pytest.approx(expected["loss_csc"], rel=1e-9)
-            torch.testing.assert_close(net.contrast.bank, expected["bank_after"].double(), rtol=1e-9, atol=1e-9)
+            close(name, f"{step}: contrast", parts["contrast"], expected["loss_csc"], rtol=1e-9, atol=0)
+            close(name, f"{step}: bank", net.contrast.bank, expected["bank_after"], rtol=1e-9, atol=1e-9)
         parameters = [p.detach() for p in net.parameters()]
-        total_norm = torch.stack([p.norm() for p in parameters]).norm().item()
-        assert total_norm == pytest.approx(expected["param_norm_after"], rel=1e-12)
-        assert sum(p.sum().item() for p in parameters) == pytest.approx(expected["param_sum_after"], rel=1e-11)
-        for key, reference in expected.get("grad_norm", {}).items():
-            assert gradients[key].norm().item() == pytest.approx(reference, rel=1e-7, abs=1e-9 * norm), key
-        for key, reference in expected.get("grad_sample", {}).items():
-            sample = gradients[key].flatten()[: len(reference)]
-            torch.testing.assert_close(sample, reference, rtol=1e-7, atol=1e-9 * norm)
+        total_norm = torch.stack([p.norm() for p in parameters]).norm()
+        close(name, f"{step}: weights' norm", total_norm, expected["param_norm_after"], rtol=1e-12, atol=0)
+        total = sum(p.sum() for p in parameters)
+        close(name, f"{step}: weights' sum", total, expected["param_sum_after"], rtol=1e-11, atol=0)
+        if norms := expected.get("grad_norm"):
+            found = [gradients[key].norm() for key in norms]
+            close(name, f"{step}: every gradient's norm", found, list(norms.values()), rtol=1e-7, atol=1e-9 * norm)
+        if samples := expected.get("grad_sample"):
+            found = torch.cat([gradients[key].flatten()[: len(value)] for key, value in samples.items()])
+            wanted = torch.cat([value.double() for value in samples.values()])
+            close(name, f"{step}: gradient samples", found, wanted, rtol=1e-7, atol=1e-9 * norm)
         buffers = to_original(net, net.state_dict(), classifier(case))
-        for key, reference in expected.get("bn_after", {}).items():
-            torch.testing.assert_close(buffers[key].flatten()[: len(reference["first"])], reference["first"])
-            assert buffers[key].mean().item() == pytest.approx(reference["mean"], rel=1e-9, abs=1e-12)
+        if norms := expected.get("bn_after"):
+            found = torch.cat([buffers[key].flatten()[: len(value["first"])] for key, value in norms.items()])
+            wanted = torch.cat([value["first"].double() for value in norms.values()])
+            close(name, f"{step}: norm statistics", found, wanted, rtol=1e-7, atol=1e-7)
+            means = [buffers[key].mean() for key in norms]
+            wanted = [value["mean"] for value in norms.values()]
+            close(name, f"{step}: their means", means, wanted, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TRAIN)
 def test_first_training_step_in_single_precision(golden_dir, name):
     case = read_case(golden_dir, name)
     expected, _, loss, _, gradients, norm = next(train(case, case["extras"]["steps"][:1], torch.float32))
-    assert loss == pytest.approx(expected["loss"], rel=case["extras"]["tolerance"]["fp32_loss_step1"])
-    assert norm == pytest.approx(expected["grad_total_norm"], rel=1e-3)
+    tolerance = case["extras"]["tolerance"]["fp32_loss_step1"]
+    close(name, "step 1, float32: loss", loss, expected["loss"], rtol=tolerance, atol=0)
+    close(name, "step 1, float32: gradient norm", norm, expected["grad_total_norm"], rtol=1e-3, atol=0)
     assert set(gradients) == set(expected["grad_norm"])
 
 
@@ -160,6 +171,7 @@ def test_initialisation_statistics(golden_dir, name):
     head = "fc" if "cls_head.fc.weight" in golden["entries"] else "fc_cls"
     state = to_original(net, net.state_dict(), head)
     assert set(state) == set(golden["entries"])
+    excess = 0.0
     for key, entry in golden["entries"].items():
         ours = state[key].double()
         assert list(ours.shape) == entry["shape"], key
@@ -171,13 +183,15 @@ def test_initialisation_statistics(golden_dir, name):
         noise = 5 * spread / math.sqrt(ours.numel())
         assert ours.std().item() == pytest.approx(spread, abs=noise), key
         assert ours.mean().item() == pytest.approx(np.mean(entry["mean"]), abs=2 * noise), key
+        excess = max(excess, abs(ours.std().item() - spread) / noise)
         assert ours.abs().max().item() < 1.5 * max(np.abs(entry["min"]).max(), np.abs(entry["max"]).max()), key
+    at_most(f"{name}_init", "spread of every tensor, in 5 sigma", excess, 1)
 
 
 def test_graphs(golden_dir):
     golden = torch.load(golden_dir / "models" / "graphs_ntu.pt", weights_only=True)["graphs"]["nturgb+d"]
     layout = load_layout("nturgb+d")
     for mode in ("spatial", "stgcn_spatial", "binary_adj"):
-        np.testing.assert_allclose(adjacency(layout, mode), golden[mode].numpy(), atol=1e-15)
+        close("graphs_ntu", mode, adjacency(layout, mode), golden[mode], rtol=1e-7, atol=1e-15)
     assert [list(edge) for edge in layout.edges] == [list(edge) for edge in golden["inward"]]
     assert layout.centre == golden["center"]

@@ -95,6 +95,7 @@ def test_short_form_is_completed(tmp_path: Path) -> None:
         centre=0,
         mirror=(0, 2, 1, 3),
         origin=0,
+        limbs=((1, 0), (2, 0), (3, 0)),
     )
 
 
@@ -148,3 +149,23 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_mistakes_are_named(content: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"mine.json: .*{message}"):
         layout_from_dict(content, "mine.json")
+
+
+def test_limbs_of_coco_change_sides_as_posec3ds_configurations_say() -> None:
+    mirror = load_layout("coco").mirror_limbs
+    left, right = [0, 2, 3, 6, 7, 8, 12, 14], [1, 4, 5, 9, 10, 11, 13, 15]
+    assert [mirror[limb] for limb in left] == right
+    assert [mirror[limb] for limb in right] == left
+    assert mirror[16] == 16
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mirrored_limbs_join_mirrored_joints(name: str) -> None:
+    layout = load_layout(name)
+    for (start, end), other in zip(layout.limbs, layout.mirror_limbs, strict=True):
+        assert {layout.mirror[start], layout.mirror[end]} == set(layout.limbs[other])
+
+
+def test_limb_without_a_mirrored_one_is_refused() -> None:
+    with pytest.raises(UserError, match="takes the limb 1-3"):
+        layout_from_dict({**SHORT, "limbs": [[1, 3]]}, "file")

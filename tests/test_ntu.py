@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_report import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def test_full_golden_text(golden_dir: Path) -> None:
             raw = ntu.read_skeleton(folder / case["fields"]["file"])
             joints = CONVERSIONS[case["variant"].lower()](raw)
             (key,) = case["outputs"].values()
-            assert np.array_equal(joints, arrays[key].astype(joints.dtype)), case["id"]
+            same(case["id"], "joints", joints, arrays[key].astype(joints.dtype))
             replayed += 1
     assert replayed == 46
 

@@ -35,13 +35,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return tiny_store(tmp_path_factory.mktemp("data") / "store", clips=36, labels=LABELS)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("database")
-    connect(folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def tracker(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_report import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,9 +71,8 @@ def check_fuse_demo(joint: np.ndarray, bone: np.ndarray, labels: np.ndarray, res
     members = [table(joint, labels, "joint"), table(bone, labels, "bone")]
     for name, expected in results.items():
         figures = summary(fuse(members, [float(weight) for weight in name.split(":")], name))
-        assert figures["top1"] == pytest.approx(expected["top1"], abs=1e-12), name
-        assert figures["top5"] == pytest.approx(expected["top5"], abs=1e-12), name
-        assert figures["mean_class_union"] == pytest.approx(expected["mean_class"], abs=1e-12), name
+        for ours, theirs in {"top1": "top1", "top5": "top5", "mean_class_union": "mean_class"}.items():
+            close(f"fuse_demo {name}", ours, figures[ours], expected[theirs], rtol=0, atol=1e-12)
 
 
 def test_streams_and_ensembles_of_protogcn(small_golden: Path) -> None:
@@ -83,17 +83,17 @@ def test_streams_and_ensembles_of_protogcn(small_golden: Path) -> None:
 
 
 def check_streams(members: dict[str, ScoreTable], expected: dict[str, Any]) -> None:
+    names = {"top1": "top1", "top5": "top5", "mean_class_union": "mean_class", "mean_class": "mean_class_labels_only"}
     for name, figures in expected["per_stream"].items():
         found = summary(members[name])
-        assert found["top1"] == pytest.approx(figures["top1"], abs=1e-12)
-        assert found["top5"] == pytest.approx(figures["top5"], abs=1e-12)
-        assert found["mean_class_union"] == pytest.approx(figures["mean_class"], abs=1e-12)
-        assert found["mean_class"] == pytest.approx(figures["mean_class_labels_only"], abs=1e-12)
-    for case in expected["ensemble"].values():
+        for ours, theirs in names.items():
+            close(f"metrics_1 {name}", ours, found[ours], figures[theirs], rtol=0, atol=1e-12)
+    for title, case in expected["ensemble"].items():
         fused = fuse([members[name] for name in case["streams"]], case["weights"], "fused")
-        assert top_k(fused.scores, fused.labels) == pytest.approx(case["top1"], abs=1e-12)
+        top1 = top_k(fused.scores, fused.labels)
+        close(f"metrics_1 {title}", "top1", top1, case["top1"], rtol=0, atol=1e-12)
         if "fused" in case:
-            np.testing.assert_allclose(fused.scores, case["fused"].numpy(), rtol=1e-6, atol=1e-6)
+            close(f"metrics_1 {title}", "fused scores", fused.scores, case["fused"])
 
 
 def test_confusion_average_precision_and_clip_averages(small_golden: Path) -> None:
@@ -134,17 +134,16 @@ def test_every_golden_ensemble_case(golden_dir: Path) -> None:
         fields, expected = case["fields"], case["out_fields"]
         if case["op"] == "report_accuracy":
             found = fuse(demo, fields["coefficients"], name)
-            assert summary(found)["mean_class_union"] == pytest.approx(expected["mean_class"], abs=1e-12)
+            figures = {"mean_class_union": "mean_class"}
         elif case["op"] == "ensemble":
             found = fuse([six[stream] for stream in fields["streams"]], fields["weights"], name)
-            assert summary(found)["mean_class"] == pytest.approx(expected["mean_acc_smp"], abs=1e-12)
-            assert summary(found)["mean_class_union"] == pytest.approx(expected["mean_class_accuracy"], abs=1e-12)
+            figures = {"mean_class": "mean_acc_smp", "mean_class_union": "mean_class_accuracy"}
         else:
             continue
         fused_cases += 1
-        np.testing.assert_allclose(found.scores, arrays[case["outputs"]["fused"]], rtol=1e-6, atol=1e-6)
-        assert summary(found)["top1"] == pytest.approx(expected["top1"], abs=1e-12)
-        assert summary(found)["top5"] == pytest.approx(expected["top5"], abs=1e-12)
+        close(name, "fused scores", found.scores, arrays[case["outputs"]["fused"]])
+        for ours, theirs in {"top1": "top1", "top5": "top5", **figures}.items():
+            close(name, ours, summary(found)[ours], expected[theirs], rtol=0, atol=1e-12)
     assert fused_cases == 10
 
     printed = cases["six_streams/script_output"]["out_fields"]["printed"]
@@ -152,7 +151,7 @@ def test_every_golden_ensemble_case(golden_dir: Path) -> None:
     for title, (streams, weights) in scripts.items():
         found = fuse([six[stream] for stream in streams.split()], weights, title)
         line = printed[printed.index(title) + 1]
-        assert float(line.split()[-1]) == pytest.approx(top_k(found.scores, found.labels), abs=5e-5)
+        close(title, "printed top-1", top_k(found.scores, found.labels), float(line.split()[-1]), rtol=0, atol=5e-5)
 
 
 def test_full_golden_metrics(golden_dir: Path) -> None:

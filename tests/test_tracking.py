@@ -34,14 +34,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked_run, "SYSTEM_METRICS_SECONDS", 0.2)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database; copying it is quicker than making one for every test."""
-    folder = tmp_path_factory.mktemp("database")
-    connect(folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def workspace(tmp_path: Path, database: Path) -> Path:
     folder = tmp_path / "a b"

@@ -31,10 +31,21 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def takes_heatmaps(name: str) -> bool:
+    """Whether the network `name` reads heat maps (N, C, T, H, W) rather than joints."""
+    return bool(getattr(_network(name), "takes_heatmaps", False))
+
+
+def _network(name: str) -> type:
+    if name not in NETWORKS:
+        raise UserError(f"network {name!r} is unknown: choose one of {', '.join(NETWORKS)}")
+    builder = NETWORKS[name]
+    return builder.func if isinstance(builder, partial) else builder  # type: ignore[return-value]
+
+
 def network_options(name: str) -> list[str]:
     """The options that `create_model` takes for the network `name`, its base classes' included."""
-    builder = NETWORKS[name]
-    network: type = builder.func if isinstance(builder, partial) else builder  # type: ignore[assignment]
+    network = _network(name)
     options: list[str] = []
     for ancestor in network.__mro__:
         if ancestor is nn.Module:
@@ -54,11 +65,9 @@ def create_model(
     `net.features(x)`, what the classifier sees, and `net.loss(x, labels)`, the total and its detached parts by name.
     Raises UserError for an unknown name, layout or option.
     """
-    if name not in NETWORKS:
-        raise UserError(f"network {name!r} is unknown: choose one of {', '.join(NETWORKS)}")
+    known = network_options(name)
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; it must be at least 1")
-    known = network_options(name)
     unknown = [option for option in options if option not in known]
     if unknown:
         raise UserError(f"network {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}")

@@ -56,6 +56,7 @@ class PoseC3D(nn.Module):
     given (limb heat maps have one channel per limb).
     """
 
+    takes_heatmaps = True
     reference_renames: tuple[tuple[str, str], ...] = ()
 
     def __init__(

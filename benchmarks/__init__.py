@@ -1,0 +1,1 @@
+"""Measurements; they import `model` only, so they run on a bare GPU machine."""

@@ -1,0 +1,139 @@
+"""Batches of heat maps: sampled joints of selected clips, cut to their box, scaled and drawn on the device.
+
+Train (PoseC3D, arXiv 2104.13586; MMAction2): compact, short side `resize`, random crop, `train_size`, flip. Test:
+compact, short side `test_size`, central square, and the same mirrored. Maps are made for a batch and never stored.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import geometry2d
+from model.augment import mirror_flip
+from model.clips import Clips
+from model.errors import UserError
+from model.heatmaps import keypoint_maps, limb_maps, mirrored
+from model.store import Store
+from model.streams import HEATMAP_STREAMS
+
+
+class HeatmapClips:
+    """Heat maps of the clips at `positions` of a store of 2D pixels: one map per joint ("keypoint") or limb.
+
+    Frames, persons and `augment` (steps on pixels, before the geometry) are those of `model.clips.Clips`. The box
+    of `compact` is that of all sampled frames of a sample, grown by `padding`. `resize`, `train_size` and
+    `test_size` are sides in pixels, `area` the random crop's share of the image, `flip` the probability to mirror a
+    training clip. `test_crop` false scales the box to the square instead of cropping (PYSKL, Kinetics). `double`
+    adds the mirrored maps of every test clip, after the originals. `threshold` (PYSKL: 1e-3) and `sigma` are
+    `model.heatmaps`'s. Without scores, or with `use_score` false, a joint counts fully where a coordinate is not zero.
+
+    Attributes: as `Clips`; `num_channels` counts joints or limbs, `num_clips` mirrored test clips too.
+    Raises UserError for what `Clips` refuses, and for a store without scores or image sizes in pixels.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        positions: np.ndarray | Sequence[int],
+        *,
+        stream: str,
+        clip_length: int,
+        persons: int | None = None,
+        num_clips: int = 1,
+        sampler: str = "mmaction2",
+        augment: Sequence[dict[str, Any]] = (),
+        training: bool,
+        device: str | torch.device = "cpu",
+        sigma: float = 0.6,
+        threshold: float = 1e-4,
+        use_score: bool = True,
+        padding: float = 0.25,
+        resize: int = 64,
+        area: tuple[float, float] = (0.56, 1.0),
+        train_size: int = 56,
+        flip: float = 0.5,
+        test_size: int = 64,
+        test_crop: bool = True,
+        double: bool = True,
+    ) -> None:
+        if stream not in HEATMAP_STREAMS:
+            raise UserError(f"unknown heat maps '{stream}'; there are {', '.join(HEATMAP_STREAMS)}")
+        if "z" in store.channels:
+            raise UserError(f"{store.folder}: holds 3D joints; heat maps ('{stream}') are drawn from 2D key points")
+        if store.image_size is None:
+            raise UserError(f"{store.folder}: has no image sizes, which heat maps need; give clips an 'img_shape'")
+        self.joints = Clips(
+            store,
+            positions,
+            stream="joint",
+            clip_length=clip_length,
+            persons=persons,
+            num_clips=num_clips,
+            sampler=sampler,
+            augment=augment,
+            training=training,
+            device=device,
+        )
+        self.stream, self.training, self.device = stream, training, self.joints.device
+        self.labels, self.ids, self.layout = self.joints.labels, self.joints.ids, store.layout
+        self.persons, self.num_joints = self.joints.persons, store.layout.num_joints
+        limbs = stream == "limb"
+        self.num_channels = len(self.layout.limbs) if limbs else self.num_joints
+        self.mirror = self.layout.mirror_limbs if limbs else self.layout.mirror
+        self.double = double and not training
+        self.num_clips = self.joints.num_clips * (2 if self.double else 1)
+        self.scored = store.scored and use_score
+        self.sigma, self.threshold, self.padding = sigma, threshold, padding
+        self.resize, self.area, self.train_size, self.flip = resize, area, train_size, flip
+        self.test_size, self.test_crop = test_size, test_crop
+        sizes = torch.from_numpy(store.image_size[np.asarray(positions, np.int64)])
+        self.sizes = sizes.long().to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.joints)
+
+    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """The maps of the clips numbered `rows` (B,): (B * num_clips, num_channels, T, H, W) float32 on `device`.
+
+        All randomness comes from `generator`: frames, augmentation, crop, flip. Tests use none.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        count = self.joints.num_clips
+        x = self.joints.batch(rows, generator)
+        # The clips of a sample share one box, so their frames stand side by side for the geometry.
+        x = x.unflatten(0, (len(rows), count)).transpose(1, 2).flatten(2, 3)
+        present = (x[..., :2] != 0).any(-1)
+        score = x[..., 2] if self.scored else present.to(x.dtype)
+        x, size = self._square(x[..., :2], score, self.sizes[rows.to(self.device)], generator)
+        x = x.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+        side = (size, size)
+        joints, score = x[..., :2], x[..., 2]
+        options = {"sigma": self.sigma, "threshold": self.threshold}
+        if self.stream == "limb":
+            maps = limb_maps(joints, score, self.layout.limbs, side, **options)
+        else:
+            maps = keypoint_maps(joints, score, side, **options)
+        if not self.double:
+            return maps
+        both = torch.stack([maps, mirrored(maps, self.mirror)])
+        return both.unflatten(1, (len(rows), count)).transpose(0, 1).flatten(0, 2)
+
+    def _square(
+        self, points: Tensor, score: Tensor, size: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, int]:
+        """Joints (B, M, F, V, 3) in the pixels of the square, and its side."""
+        x = torch.cat([points, score[..., None]], dim=-1)
+        x, size = geometry2d.compact(x, size, padding=self.padding)
+        if self.training:
+            x, size = geometry2d.resize(x, size, geometry2d.fitted(size, short=self.resize))
+            x, size = geometry2d.random_crop(x, size, area=self.area, generator=generator)
+            x, size = geometry2d.resize(x, size, (self.train_size, self.train_size))
+            x = mirror_flip(x, layout=self.layout, width=size[:, 1], generator=generator, p=self.flip)
+            return x, self.train_size
+        if self.test_crop:
+            x, size = geometry2d.resize(x, size, geometry2d.fitted(size, short=self.test_size))
+            return geometry2d.centre_crop(x, size, self.test_size)[0], self.test_size
+        return geometry2d.resize(x, size, (self.test_size, self.test_size))[0], self.test_size
