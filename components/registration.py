@@ -62,14 +62,15 @@ class Gate:
 class Candidate:
     """An ensemble to register as one model, and what is said of it.
 
-    `trained_on` and `tested_on` are positions in the store; `tags` plain facts (split, protocol, code commit).
+    `trained_on` (None: not known) and `tested_on` are positions in the store; `tags` plain facts (split, protocol,
+    code commit).
     """
 
     name: str
     registered: str
     members: Sequence[MemberEntry]
     metrics: Mapping[str, float]
-    trained_on: np.ndarray
+    trained_on: np.ndarray | None
     tested_on: np.ndarray
     preparation: Mapping[str, Any]
     tags: Mapping[str, str]
@@ -127,7 +128,7 @@ def _register(
             store,
             candidate.preparation,
             facts,
-            [store.ids[position] for position in candidate.trained_on],
+            None if candidate.trained_on is None else [store.ids[position] for position in candidate.trained_on],
         )
         key = bundle_key(bundle)
         weights = {member.name: member.weight for member in candidate.members}
@@ -244,7 +245,7 @@ def _check_gate(store: Store, candidate: Candidate, gate: Gate) -> None:
     if gate.positions is None:
         return
     for what, positions in (("training", candidate.trained_on), ("test", candidate.tested_on)):
-        shared = np.intersect1d(gate.positions, positions)
+        shared = np.intersect1d(gate.positions, [] if positions is None else positions)
         if len(shared):
             raise UserError(
                 f"register.gate: {len(shared)} clips of {gate.split!r} are {what} clips, for instance "

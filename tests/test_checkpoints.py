@@ -27,13 +27,6 @@ from model.reference import to_original
 from pipeline.cli import main
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("database")
-    connect(folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with an empty tracking database."""
