@@ -24,7 +24,7 @@ from model import ntu
 from model.checkpoint import build_network, load_checkpoint, network_card, plain_state, publish
 from model.errors import UserError
 from model.layouts import Layout, load_layout
-from model.nets import create_model
+from model.nets import create_model, takes_heatmaps
 from model.reference import load_original, original_parts, reference_network, to_original
 
 BACKBONE = "backbone."  # what lies outside it in an original is its head
@@ -92,7 +92,7 @@ def import_checkpoint(
         chosen |= assigned(options, "--options") | ({"in_channels": in_channels} if in_channels else {})
         net = create_model(**chosen)
     not_loaded = _load(net, state, new_head, file)
-    feeding = feeding_of(values, _family(chosen["name"], values, state))
+    feeding = feeding_of(values, _family(chosen["name"], values, state), takes_heatmaps(chosen["name"]))
     feeding.recipe["stream"] = stream or feeding.recipe["stream"]
     skeleton: Layout = chosen["layout"]
     card = network_card(
@@ -224,7 +224,7 @@ def _register(
     flat = not skeleton.name.startswith(("nturgb", "kinect"))
     channels = ["x", "y"] if card["in_channels"] == 2 else ["x", "y", "score" if flat else "z"]
     # A clip's last joints are derived after it was read.
-    raw = load_layout("coco") if recipe["finish"] else skeleton
+    raw = load_layout("coco") if recipe.get("finish") else skeleton
     data = Described(raw, card["classes"], channels, np.array([recipe["persons"]]), "", checkpoint.parent)
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         preparation = {"prepare": feeding.prepare, "dtype": "float32"}

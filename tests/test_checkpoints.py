@@ -174,10 +174,23 @@ test_pipeline = [
     dict(type='Collect', keys=['keypoint', 'label'], meta_keys=[]),
     dict(type='ToTensor', keys=['keypoint'])]
 """
+PIPELINE_MAPS = """
+test_pipeline = [
+    dict(type='UniformSampleFrames', clip_len=48, num_clips=10),
+    dict(type='PoseDecode'),
+    dict(type='PoseCompact', hw_ratio=1., allow_imgpad=True),
+    dict(type='Resize', scale=(-1, 56)),
+    dict(type='CenterCrop', crop_size=56),
+    dict(type='GeneratePoseTarget', sigma=0.7, use_score=True, with_kp=False, with_limb=True, double=True,
+         left_limb=(0, 2), right_limb=(1, 4)),
+    dict(type='FormatShape', input_format='NCTHW_Heatmap'),
+    dict(type='PackActionInputs')]
+"""
 PIPELINE_2D = """
 default_scope = 'mmaction'
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='UniformSampleFrames', clip_len=100, num_clips=10),
+    dict(type='PreNormalize2D'),
     dict(type='PoseDecode'),
     dict(type='Strange'),
     dict(type='Kinetics_Transform'),
@@ -199,14 +212,34 @@ def test_the_test_pipeline_becomes_recipe_and_preparation(capsys: pytest.Capture
         "difference": "before",
         "persons": 1,
         "finish": None,
+        "normalise_2d": None,
         "augment": [],
     }
     _, file = saved("stgcnpp")
     found = import_checkpoint(file, config=written(CONFIGS["stgcnpp"], more=PIPELINE_2D))
     recipe = load_checkpoint(found["checkpoint"])["recipe"]
     assert [recipe[k] for k in ("stream", "sampler", "difference")] == ["kbone", "mmaction2", "after"]
-    assert recipe["finish"] == "coco_new"
+    assert recipe["finish"] == "coco_new" and recipe["normalise_2d"] == "mmaction2"
     assert "note: Strange of the test pipeline is not carried over" in capsys.readouterr().out
+
+
+def test_heat_maps_become_a_recipe_that_predicts() -> None:
+    _, file = saved("posec3d")
+    square = PIPELINE_MAPS.replace("(-1, 56)", "(64, 64), keep_ratio=False")
+    square = square.replace("with_kp=False, with_limb=True, double=True,", "")
+    square = "".join(line for line in square.splitlines(True) if "CenterCrop" not in line)
+    for more, stream, size, crop, double in (
+        (PIPELINE_MAPS, "limb", 56, True, True),
+        (square, "keypoint", 64, False, False),
+    ):
+        found = import_checkpoint(file, config=written(CONFIGS["posec3d"], more=more), name=stream)
+        recipe = load_checkpoint(found["checkpoint"])["recipe"]
+        assert (recipe["stream"], recipe["clip_length"], recipe["test_clips"]) == (stream, 48, 10)
+        maps = recipe["heatmap"]
+        assert (maps["test_size"], maps["test_crop"], maps["double"], maps["sigma"]) == (size, crop, double, 0.7)
+    joints = np.random.default_rng(0).random((1, 30, 17, 3), np.float32) * [300, 200, 1]
+    np.savez("clip.npz", joints=joints.astype(np.float32), image_size=[240, 320])
+    assert sum(predict(found["uri"], [Path("clip.npz")])[0]["scores"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_an_imported_model_predicts_from_raw_joints() -> None:
