@@ -122,6 +122,7 @@ def import_checkpoint(
     ):
         for line in lines:
             print(f"  {title}: {line}")
+    print(f"  md5: {file_md5(out)}")
     print(f"  registered: {uri}")
     return {"checkpoint": str(out), "uri": uri, "placeholders": original.placeholders, "not_loaded": not_loaded}
 
