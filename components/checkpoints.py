@@ -95,10 +95,11 @@ def import_checkpoint(
     feeding = feeding_of(values, _family(chosen["name"], values, state), takes_heatmaps(chosen["name"]))
     feeding.recipe["stream"] = stream or feeding.recipe["stream"]
     skeleton: Layout = chosen["layout"]
+    channels: Any = chosen.get("in_channels") or getattr(net, "in_channels", 3)
     card = network_card(
         chosen["name"],
         layout=skeleton,
-        in_channels=int(net.in_channels),  # type: ignore[arg-type]
+        in_channels=channels,
         options={k: v for k, v in chosen.items() if k not in ("name", "layout", "num_classes", "in_channels")},
         recipe=feeding.recipe,
         classes=class_names(original.content, chosen["num_classes"], skeleton),
