@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,55 @@ LAYOUT_OF_JOINTS = {25: "nturgb+d", 17: "coco"}
 Sample = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Annotations:
+    """An annotation pickle with the content of the JSON beside it; `wheres` name each sample in messages."""
+
+    path: Path
+    about: dict[str, Any]
+    samples: list[Sample]
+    ids: list[str]
+    wheres: list[str]
+    labels: list[int]
+    split: dict[Any, Any]
+
+    @property
+    def beside(self) -> Path:
+        """Where the JSON lies, if there is one."""
+        return self.path.with_suffix(".json")
+
+    def classes(self, given: Sequence[str] | None, layout: Layout) -> list[str]:
+        """Class names, those `given` before the JSON's. Raises UserError for a label without a name."""
+        names = _classes(given or self.about.get("classes"), layout, self.ids, max(self.labels), self.beside)
+        for label, where in zip(self.labels, self.wheres, strict=True):
+            if not 0 <= label < len(names):
+                raise UserError(f"{where}: label {label} is out of range for {len(names)} classes; correct either")
+        return names
+
+    def splits(self) -> dict[str, list[str]]:
+        """Ids of every split, in the order of the file. Raises UserError naming ids that no sample has."""
+        return _splits(self.split, self.about.get("splits", {}), self.ids, self.path, self.beside)
+
+
+def open_annotations(path: Path) -> Annotations:
+    """Read the pickle at `path`, or the one in that folder. Raises UserError for a file not of PYSKL's form."""
+    path = _one_pickle(path)
+    beside = path.with_suffix(".json")
+    about = read_json(beside) if beside.is_file() else {}
+    if not isinstance(about, dict):
+        raise UserError(f"{beside}: must be a JSON object with the data set's joints, classes and splits")
+    content = load_pickle(path)
+    if not isinstance(content, dict) or not isinstance(content.get("split"), dict):
+        raise UserError(f"{path}: must hold a dictionary with 'split' and 'annotations', as PYSKL writes it")
+    samples = content.get("annotations")
+    if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
+        raise UserError(f"{path}: 'annotations' must be a list of dictionaries, one per sample")
+    ids = _ids(samples, path)
+    wheres = [f"{path}: sample {id}" for id in ids]
+    labels = [whole(sample, "label", where) for sample, where in zip(samples, wheres, strict=True)]
+    return Annotations(path, about, samples, ids, wheres, labels, content["split"])
+
+
 def read_annotations(
     path: str | Path,
     *,
@@ -42,36 +91,20 @@ def read_annotations(
 
     Raises UserError naming file, sample and field for everything else that is wrong.
     """
-    path = _one_pickle(Path(path))
-    beside = path.with_suffix(".json")
-    about = read_json(beside) if beside.is_file() else {}
-    if not isinstance(about, dict):
-        raise UserError(f"{beside}: must be a JSON object with the data set's joints, classes and splits")
-    content = load_pickle(path)
-    if not isinstance(content, dict) or not isinstance(content.get("split"), dict):
-        raise UserError(f"{path}: must hold a dictionary with 'split' and 'annotations', as PYSKL writes it")
-    samples = content.get("annotations")
-    if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
-        raise UserError(f"{path}: 'annotations' must be a list of dictionaries, one per sample")
-    ids = _ids(samples, path)
-    wheres = [f"{path}: sample {id}" for id in ids]
-    labels = [_whole(sample, "label", where) for sample, where in zip(samples, wheres, strict=True)]
-    first = _keypoints(samples[0], wheres[0])
-    skeleton = _layout(layout, about, beside, first.shape[2])
-    names = _classes(classes or about.get("classes"), skeleton, ids, max(labels), beside)
-    for label, where in zip(labels, wheres, strict=True):
-        if not 0 <= label < len(names):
-            raise UserError(f"{where}: label {label} is out of range for {len(names)} classes; correct either")
-    kinds = _channels(channels or about.get("channels"), samples[0], first.shape[3], wheres[0])
-    splits = _splits(content["split"], about.get("splits", {}), ids, path, beside)
+    index = open_annotations(Path(path))
+    first = _keypoints(index.samples[0], index.wheres[0])
+    skeleton = _layout(layout, index.about, index.beside, first.shape[2])
+    names = index.classes(classes, skeleton)
+    kinds = _channels(channels or index.about.get("channels"), index.samples[0], first.shape[3], index.wheres[0])
+    splits = index.splits()
     excluded: list[tuple[str, str]] = []
 
     def clips() -> Iterator[Clip]:
-        for id, label, sample, where in zip(ids, labels, samples, wheres, strict=True):
+        for id, label, sample, where in zip(index.ids, index.labels, index.samples, index.wheres, strict=True):
             joints = _joints(sample, where, skeleton, kinds)
             coordinates = joints[..., :2] if kinds[-1] == "score" else joints
             if coordinates.any():
-                yield Clip(id, label, joints, _factors(sample, id, where), _image_size(sample, where))
+                yield Clip(id, label, joints, _factors(sample, id, where), image_size(sample, where))
             elif strict:
                 raise UserError(f"{where}: all joints are zero; leave the sample out")
             else:
@@ -100,7 +133,7 @@ def _ids(samples: Sequence[Sample], path: Path) -> list[str]:
     return [str(id) for id in ids]
 
 
-def _whole(sample: Sample, key: str, where: str) -> int:
+def whole(sample: Sample, key: str, where: str) -> int:
     if key not in sample:
         raise UserError(f"{where}: has no '{key}'; add it")
     value = sample[key]
@@ -114,7 +147,11 @@ def _keypoints(sample: Sample, where: str) -> np.ndarray:
         table = "frame_inds" in sample
         raise UserError(
             f"{where}: has no 'keypoint'"
-            + ("; this is a table of contents whose key points lie in other files: join them first" if table else "")
+            + (
+                "; this is a table of contents whose key points lie in other files: take the reader 'kinetics'"
+                if table
+                else ""
+            )
         )
     joints = sample["keypoint"]
     if not isinstance(joints, np.ndarray) or joints.ndim != 4 or joints.dtype.kind not in "fiu":
@@ -132,7 +169,7 @@ def _joints(sample: Sample, where: str, layout: Layout, channels: Sequence[str])
             f"{where}: 'keypoint' has {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}; "
             "choose the right layout"
         )
-    if _whole(sample, "total_frames", where) != joints.shape[1]:
+    if whole(sample, "total_frames", where) != joints.shape[1]:
         raise UserError(
             f"{where}: 'total_frames' is {sample['total_frames']}, but 'keypoint' has {joints.shape[1]} frames; "
             "correct either"
@@ -231,11 +268,11 @@ def _factors(sample: Sample, id: str, where: str) -> dict[str, int]:
     for factor, keys in FACTOR_KEYS.items():
         for key in reversed(keys):
             if sample.get(key) is not None:
-                factors[factor] = _whole(sample, key, where)
+                factors[factor] = whole(sample, key, where)
     return factors
 
 
-def _image_size(sample: Sample, where: str) -> tuple[float, float] | None:
+def image_size(sample: Sample, where: str) -> tuple[float, float] | None:
     size = sample.get("img_shape")
     if size is None:
         return None

@@ -36,7 +36,7 @@ class SampleData(Strict):
 class Data(Strict):
     """How a dataset's raw files become the packed store."""
 
-    reader: str = Field(description="form of the raw files: ntu_raw or annotations")
+    reader: str = Field(description="form of the raw files: ntu_raw, annotations or kinetics")
     options: Options = Field(default_factory=dict, description="arguments of the reader")
     prepare: list[Options] = Field(
         default_factory=list, description="steps applied once to every clip, in order: {name: …, arguments}"
@@ -114,11 +114,20 @@ class Recipe(Strict):
     network: dict[str, Options] = Field(default_factory=dict, description="options per network name")
     streams: dict[Stream, StreamRecipe] = Field(default_factory=dict, description="what single streams change")
 
+    released: str = Field("", description="the released recipe that these values come from (written when expanded)")
     epochs: int = Field(150, gt=0, description="passes over the training split")
     repeats: int = Field(1, gt=0, description="times the training split is repeated within an epoch")
+    class_factors: list[float] = Field(
+        default_factory=list, description="how often a pass visits a clip of each class, one number per class"
+    )
     batch_size: int = Field(16, gt=0, description="global batch, over all processes")
     lr: float = Field(0.025, gt=0, description="initial learning rate for that batch")
     base_batch: int | None = Field(None, gt=0, description="scale lr by batch_size / base_batch; empty: do not")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="learning rate: cosine falls to 0 over all steps, step is multiplied at milestones"
+    )
+    milestones: list[int] = Field(default_factory=list, description="epochs after which schedule step acts")
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of schedule step")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
     nesterov: bool = Field(True, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay on every parameter")
@@ -276,16 +285,20 @@ def _known(field: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"{field}: {name!r} is not defined; there are {', '.join(known) or 'none'}")
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check params.yaml. Raises UserError naming the field and the remedy."""
+def read_params(path: str | Path = "params.yaml") -> Any:
+    """The content of params.yaml, unchecked. Raises UserError if it cannot be read."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this in a folder with params.yaml or name one") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
-    return parse_params(content, str(path))
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml. Raises UserError naming the field and the remedy."""
+    return parse_params(read_params(path), str(path))
 
 
 def parse_params(content: Any, where: str) -> Params:

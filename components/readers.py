@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from components.annotations import read_annotations
+from components.kinetics import read_kinetics
 from components.source import Source, set_aside
 from model import ntu
 from model.errors import UserError
@@ -110,4 +111,8 @@ def _spread(read: Callable[[Path], Any], paths: Sequence[Path], workers: int | N
             yield from pool.map(read, paths[start : start + BLOCK], chunksize=32)
 
 
-READERS: dict[str, Callable[..., Source]] = {"ntu_raw": read_ntu, "annotations": read_annotations}
+READERS: dict[str, Callable[..., Source]] = {
+    "ntu_raw": read_ntu,
+    "annotations": read_annotations,
+    "kinetics": read_kinetics,
+}

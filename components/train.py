@@ -160,6 +160,9 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
         batch_size=recipe.batch_size,
         lr=recipe.lr,
         base_batch=recipe.base_batch,
+        schedule=recipe.schedule,
+        milestones=tuple(recipe.milestones),
+        gamma=recipe.gamma,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
@@ -171,6 +174,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
         deterministic=recipe.deterministic,
         validate_every=recipe.validate_every,
         repeats=recipe.repeats,
+        class_factors=tuple(recipe.class_factors),
     )
     job = {
         "net": net.to(device),

@@ -17,6 +17,7 @@ COMPUTING = (
     "preparation.py",
     "readers.py",
     "annotations.py",
+    "kinetics.py",
     "source.py",
     "pickles.py",
 )

@@ -130,15 +130,22 @@ def mirror_flip(
     width: Tensor | None,
     generator: Generator = None,
     draws: Tensor | None = None,
+    labels: Tensor | None = None,
     p: float = 0.5,
+    label_map: dict[int, int] | None = None,
 ) -> Tensor:
     """Mirror an image with probability p: x becomes width - x where x is not 0, and left and right change places.
 
-    width: (N,) pixels. draws: as `spatial_flip`.
+    width: (N,) pixels. draws: as `spatial_flip`. `label_map` says which class a mirrored clip of a class then shows
+    (waving the left hand: waving the right); labels (N,) int64 are changed in place.
     """
     if width is None:
         raise UserError("augmentation 'mirror_flip' needs the image size of every clip; the store holds none")
     chosen = _chosen(x, generator, draws, p)
+    if label_map and labels is not None:
+        shown = {int(own): other for own, other in label_map.items()}  # keys of JSON are text
+        others = torch.tensor([shown.get(label, label) for label in labels.tolist()], device=labels.device)
+        labels.copy_(torch.where(chosen.flatten().to(labels.device), others, labels))
     across = x[..., :1]
     span = width.to(x).view(-1, 1, 1, 1, 1)
     mirrored = torch.cat([torch.where(across != 0, span - across, across), x[..., 1:]], dim=-1)
@@ -179,7 +186,7 @@ AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "mirror_flip": mirror_flip,
     "part_drop": part_drop,
 }
-_SURROUNDINGS = ("layout", "channels", "width", "generator", "draws")
+_SURROUNDINGS = ("layout", "channels", "width", "labels", "generator", "draws")
 
 
 def check_augmentations(steps: Sequence[dict[str, Any]], layout: Layout) -> None:
@@ -205,9 +212,10 @@ def augment(
     channels: Sequence[str],
     generator: Generator = None,
     width: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """Apply a recipe's steps in order. x: (N, M, T, V, C); width: (N,) pixels, for `mirror_flip`."""
-    given = {"layout": layout, "channels": channels, "generator": generator, "width": width}
+    """Apply a recipe's steps in order. x: (N, M, T, V, C); width: (N,) pixels and labels: (N,), for `mirror_flip`."""
+    given = {"layout": layout, "channels": channels, "generator": generator, "width": width, "labels": labels}
     for step in steps:
         function = AUGMENTATIONS[step["name"]]
         wanted = inspect.signature(function).parameters

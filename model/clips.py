@@ -110,11 +110,17 @@ class Clips:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Assemble the clips numbered `rows` (B,), which count within this selection.
 
         Returns float32 on `device`: (B, M, T, V, C) in training, (B * num_clips, M, T, V, C) otherwise, the clips
-        of a sample side by side. All randomness comes from `generator`; tests use none.
+        of a sample side by side. All randomness comes from `generator`; tests use none. `labels` (B,), if given, are
+        changed in place where an augmentation turns a clip into one of another class.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu()
         sampled = self._sample(rows, generator)
@@ -122,11 +128,11 @@ class Clips:
         if self.motion and self.difference == "before":
             ends = self.frames[home, None] - 1
             both = torch.cat([sampled, torch.minimum(sampled + 1, ends)], dim=1)
-            now, following = self._joints(rows, home, both, generator).chunk(2, dim=2)
+            now, following = self._joints(rows, home, both, generator, labels).chunk(2, dim=2)
             last = (sampled == ends)[:, None].to(self.device)
             x = stream_of(now, following, self.layout, self.stream, self.channels, last)
         else:
-            x = self._joints(rows, home, sampled, generator)
+            x = self._joints(rows, home, sampled, generator, labels)
             x = apply_stream(x, self.layout, self.stream, self.channels)
         x = x.float().unflatten(2, (self.num_clips, self.clip_length))
         return x.transpose(1, 2).flatten(0, 1).contiguous()
@@ -138,7 +144,9 @@ class Clips:
         frames = batch_test_frames(self.lengths[rows.numpy()], self.clip_length, self.num_clips, self.sampler)
         return torch.from_numpy(frames).flatten(1).to(self.joints.device)
 
-    def _joints(self, rows: Tensor, home: Tensor, frames: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _joints(
+        self, rows: Tensor, home: Tensor, frames: Tensor, generator: torch.Generator | None, labels: Tensor | None
+    ) -> Tensor:
         """The augmented joints (B, M, F, V, C) of `frames` (B, F)."""
         person = torch.arange(self.persons, device=home.device)
         present = person < self.present[home, None]
@@ -164,6 +172,7 @@ class Clips:
                 channels=self.channels,
                 generator=generator,
                 width=width,
+                labels=labels,
             )
         return self.finish(x) if self.finish else x
 

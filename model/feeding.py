@@ -29,7 +29,12 @@ class Feed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor: ...
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
@@ -38,8 +43,9 @@ def training_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], 
 
 
 def validation_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:
-    """One fixed clip per sample, as the original code validates between epochs."""
-    return _clips(store, positions, recipe, 1, False, device)
+    """One fixed clip per sample, not mirrored, as the original code validates between epochs."""
+    plain = {**recipe, "heatmap": {**recipe.get("heatmap", {}), "double": False}}
+    return _clips(store, positions, plain, 1, False, device)
 
 
 def test_clips(store: Store, positions: np.ndarray, recipe: dict[str, Any], device: str = "cpu") -> AnyClips:

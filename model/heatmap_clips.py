@@ -75,14 +75,19 @@ class HeatmapClips:
     def __len__(self) -> int:
         return len(self.joints)
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    def batch(
+        self,
+        rows: Tensor | np.ndarray | Sequence[int],
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """The maps of the clips numbered `rows` (B,): (B * num_clips, num_channels, T, H, W) float32 on `device`.
 
-        All randomness comes from `generator`: frames, augmentation, crop, flip. Tests use none.
+        All randomness comes from `generator`: frames, augmentation, crop, flip. Tests use none. `labels`: as `Clips`.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         count = self.joints.num_clips
-        x = self.joints.batch(rows, generator)
+        x = self.joints.batch(rows, generator, labels)
         # The clips of a sample share one box, so their frames stand side by side for the geometry.
         x = x.unflatten(0, (len(rows), count)).transpose(1, 2).flatten(2, 3)
         present = (x[..., :2] != 0).any(-1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
+from model.samplers import class_specific_indices, epoch_indices
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TrainSettings:
     milestones: tuple[int, ...] = ()  # schedule "step": the rate is multiplied by gamma after these epochs
     gamma: float = 0.1
     repeats: int = 1  # passes over the training set in one epoch
+    class_factors: tuple[float, ...] = ()  # how often a pass visits a clip of each class; empty: once
     base_batch: int | None = None  # the batch lr was chosen for: lr is scaled by batch_size / base_batch
     accumulate: int = 1  # forward passes that share one optimiser step
     clip_grad: float | None = None  # largest norm of the whole gradient
@@ -51,6 +53,8 @@ class TrainSettings:
             raise UserError(f"base_batch: {self.base_batch} must be at least 1")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise UserError(f"clip_grad: {self.clip_grad} must be positive")
+        if any(factor <= 0 for factor in self.class_factors):
+            raise UserError(f"class_factors: {min(self.class_factors)} must be positive")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
 
@@ -86,14 +90,18 @@ def learning_rate(settings: TrainSettings, iteration: int, per_epoch: int) -> fl
     return base * SCHEDULES[settings.schedule](settings, iteration, per_epoch)
 
 
-def epoch_batches(settings: TrainSettings, clips: int, epoch: int, ranks: int = 1) -> list[Tensor]:
+def epoch_batches(settings: TrainSettings, labels: Tensor, epoch: int, ranks: int = 1) -> list[Tensor]:
     """The rows of each optimiser step of `epoch` (from 0), over all ranks: a permutation from seed + epoch.
 
-    The order does not depend on the number of ranks. A last batch that is not full is kept, unless it holds a
-    single clip (batch norm cannot average one) or fewer clips than there are ranks.
+    labels: (clips,) int64. The order does not depend on the number of ranks. A last batch that is not full is kept,
+    unless it holds a single clip (batch norm cannot average one) or fewer clips than there are ranks.
     """
-    generator = torch.Generator().manual_seed(settings.seed + epoch)
-    order = torch.randperm(clips * settings.repeats, generator=generator) % clips
+    repeated = labels.repeat(settings.repeats)
+    if settings.class_factors:
+        drawn = class_specific_indices(repeated.numpy(), settings.class_factors, seed=settings.seed, epoch=epoch)
+    else:
+        drawn = epoch_indices(len(repeated), seed=settings.seed, epoch=epoch)
+    order = torch.from_numpy(drawn) % len(labels)
     batches = list(order.split(settings.batch_size))
     if len(batches[-1]) < smallest_batch(ranks):
         batches.pop()

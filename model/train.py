@@ -118,7 +118,7 @@ def _fit(
     broadcast_state(net)
     module = _parallel(_LossModule(net, settings.label_smoothing), settings, device)
 
-    steps = len(epoch_batches(settings, len(train), 0, size))
+    steps = len(epoch_batches(settings, train.labels, 0, size))
     progress = Progress(settings.epochs, done, steps, shown=rank == 0)
     _announce(progress, train, settings, done, size)
     for epoch in range(done, settings.epochs):
@@ -171,7 +171,7 @@ def _train_epoch(
     progress: Progress,
 ) -> dict[str, float]:
     rank, size = world()
-    batches = epoch_batches(settings, len(train), epoch, size)
+    batches = epoch_batches(settings, train.labels, epoch, size)
     # Reading a loss makes the host wait for a GPU, so there it is read in groups.
     group = 1 if device.type == "cpu" else 50
     unread: list[Tensor] = []
@@ -186,8 +186,9 @@ def _train_epoch(
 
         asked = time.perf_counter()
         generator = torch.Generator().manual_seed(derived_seed(settings.seed, epoch, step, 0))
-        x = train.batch(rows, generator).to(device, non_blocking=True)
-        labels = train.labels[rows].to(device, non_blocking=True)
+        labels = train.labels[rows]  # a copy: augmentation may change the class of a clip
+        x = train.batch(rows, generator, labels).to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
         waited += time.perf_counter() - asked
 
         # The same on every rank: dropout draws for the rows of all ranks (distributed.SharedDropout).

@@ -17,12 +17,14 @@ from model.errors import UserError
 # verb → "module:function". Modules are imported only for the verb that runs: torch and mlflow cost seconds.
 VERBS = {
     "sample-data": "components.sample_data:sample",
+    "entry": "pipeline.catalogue:entry",
     "preprocess": "components.preprocess:preprocess",
     "train": "components.train:train",
     "evaluate": "components.evaluate:evaluate",
     "ensemble": "components.ensemble:ensemble",
     "report": "components.report:report",
     "register": "components.register:register",
+    "zoo": "components.zoo:zoo",
     "predict": "components.predict:predict",
     "info": "components.info:info",
     "checkpoint-import": "components.checkpoints:import_checkpoint",
@@ -32,6 +34,8 @@ VERBS = {
     "scores-fuse": "components.score_files:fuse_scores",
     "run": "pipeline.run:run",
     "results": "pipeline.run:results",
+    "recipes": "pipeline.listing:recipes",
+    "reproduce": "pipeline.reproduce:reproduce",
     "workspace": "pipeline.workspace:workspace",
     "sample-study": "pipeline.study:sample_study",
     "tracking-sync": "components.tracking:sync",
@@ -39,12 +43,14 @@ VERBS = {
 
 SUMMARIES = {
     "sample-data": "write raw NTU-format clips of synthetic actions",
+    "entry": "write a dataset's entry with its named recipe written out",
     "preprocess": "read, check and pack the raw files of a dataset",
     "train": "train one member",
     "evaluate": "score one member's checkpoints on every split",
     "ensemble": "fuse the members' scores",
     "report": "write the report page, tables and figures",
     "register": "register members and the ensemble, move the champion",
+    "zoo": "write the table of registered models: accuracy, size, checkpoint, log",
     "predict": "classify raw clips with a registered model",
     "info": "print what a network costs: parameters, multiply-accumulates, time",
     "checkpoint-import": "turn an original checkpoint into ours and register it (also: checkpoint import)",
@@ -54,6 +60,8 @@ SUMMARIES = {
     "scores-fuse": "fuse score tables, ours and imported ones (also: scores fuse)",
     "run": "run the whole pipeline through DVC, members side by side if asked",
     "results": "print the results table of the last run",
+    "recipes": "list the released recipes, or print the parameters of one",
+    "reproduce": "compare weights, given or trained, with a recipe's published figures",
     "workspace": "make a scratch workspace for another dataset",
     "sample-study": "run the pipeline on several seeds of the sample data",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
@@ -108,7 +116,9 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
         kind, many = plain_type(hints[name])
         required = parameter.default is inspect.Parameter.empty
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, nargs="+" if many else None, type=kind, help=help_text)
+            nargs = "+" if many else None if required else "?"
+            default = None if required else parameter.default
+            parser.add_argument(name, nargs=nargs, type=kind, default=default, help=help_text)
         elif kind is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
         else:
@@ -126,9 +136,9 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
 def call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call `function` with parsed options; `params` is the path of parameters, which are read here."""
     if "params" in options:
-        from components.params import load_params
+        from pipeline.catalogue import load_expanded
 
-        options = {**options, "params": load_params(options["params"])}
+        options = {**options, "params": load_expanded(options["params"])}
     parameters = inspect.signature(function).parameters.values()
     first = [options.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     return function(*first, **options)

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from components.assignments import assign
+from components import assignments
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
+from pipeline.catalogue import expand
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ("model", "components", "dvc.yaml", ".dvcignore")
+CARRIED = ("model", "components", "pipeline/recipes", "dvc.yaml", ".dvcignore")
 
 
 def workspace(
@@ -58,7 +59,8 @@ def workspace(
         assign(content["datasets"].get(dataset, {}), assignment)
     if only:
         content = keep_members(content, only.split(","))
-    params = parse_params(content, f"params.yaml for {dataset}")
+    where = f"params.yaml for {dataset}"
+    params = parse_params(expand(content, where), where)
     folder = (folder or ROOT / "scratch" / f"{dataset}-{params.entry.split.name}").resolve()
     fill_workspace(folder, content)
     raw = folder / "data" / "raw" / dataset
@@ -99,6 +101,13 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
     if f"{name}_train" not in known or not tests:
         raise UserError(f"{about}: no split {name!r}; it has {', '.join(known)}")
     return {"name": name, "train": f"{name}_train", "test": tests}
+
+
+def assign(entry: dict[str, Any], assignment: str) -> None:
+    """Set one parameter of a dataset's entry from `a.b.c=VALUE`; a recipe given by its name becomes one to change."""
+    if assignment.startswith("recipe.") and isinstance(entry.get("recipe"), str):
+        entry["recipe"] = {"name": entry["recipe"]}
+    assignments.assign(entry, assignment, "--set")
 
 
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -181,8 +181,18 @@ def _flip(sample: dict[str, Any], options: dict[str, Any], _: str, random: Repla
         layout = replace(layout, mirror=tuple(range(17)))
     share = torch.tensor([random.rand()], dtype=torch.float64)
     scored = _append_score(sample)
-    width = torch.tensor([sample["img_shape"][1]])
-    _augmented(sample, mirror_flip, layout=layout, width=width, draws=share, p=options["flip_ratio"])
+    label = torch.tensor([sample.get("label", 0)])
+    _augmented(
+        sample,
+        mirror_flip,
+        layout=layout,
+        width=torch.tensor([sample["img_shape"][1]]),
+        draws=share,
+        labels=label,
+        p=options["flip_ratio"],
+        label_map=options.get("flip_label_map"),
+    )
+    sample["label"] = int(label)
     if scored:
         x = sample["keypoint"]
         sample["keypoint"], sample["keypoint_score"] = x[..., :2], x[..., 2]

@@ -120,6 +120,15 @@ def test_part_drop_blanks_one_limb() -> None:
     assert 0.12 < len(found) / 400 < 0.28
 
 
+def test_a_mirrored_clip_may_show_another_class() -> None:
+    x = torch.rand(4, 1, 2, 17, 2) + 1
+    labels = torch.tensor([5, 8, 0, 5])
+    draws = torch.tensor([0.1, 0.1, 0.1, 0.9])  # the last is not mirrored
+    options = {"layout": COCO, "width": torch.full((4,), 9.0), "draws": draws, "labels": labels}
+    mirror_flip(x, **options, label_map={5: 8, "8": 5})  # JSON makes text of the keys
+    assert labels.tolist() == [8, 5, 0, 5]
+
+
 CHANCES: list[tuple[Callable[..., Tensor], int]] = [(spatial_flip, 25), (mirror_flip, 17)]
 
 

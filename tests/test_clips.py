@@ -285,3 +285,18 @@ def test_released_chains_of_the_committed_cases(tmp_path, small_golden, case):
         batch, _ = through_a_store(tmp_path / "s", case, sample, "float16")
         kept = golden["clips"]
         assert np.array_equal(batch[kept].numpy(), golden["output"].astype(np.float32))
+
+
+def test_mirrored_clips_bring_their_label(tmp_path):
+    store = packed(tmp_path / "s", load_layout("coco"), XYS, size=(240, 320))
+    steps = [{"name": "mirror_flip", "p": 0.5, "label_map": {0: 1}}]
+    options = {"stream": "joint_motion", "clip_length": LENGTH, "training": True}
+    plain, mirroring = Clips(store, range(6), **options), Clips(store, range(6), augment=steps, **options)
+    rows = torch.tensor([5, 4, 3, 2, 1, 0] * 4)
+    labels = mirroring.labels[rows]
+    moved = mirroring.batch(rows, torch.Generator().manual_seed(2), labels)
+    still = plain.batch(rows, torch.Generator().manual_seed(2))
+    mirrored = ~torch.isclose(moved, still).flatten(1).all(1) & (rows != 5)  # one frame has no motion to mirror
+    expected = torch.where(mirrored & (rows % 2 == 0), 1, rows % 2)
+    assert torch.equal(labels, expected) and 0 < mirrored.sum() < 20
+    assert torch.equal(mirroring.labels, torch.tensor([0, 1, 0, 1, 0, 1]))

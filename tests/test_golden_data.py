@@ -77,7 +77,7 @@ class Cases:
         for name, value in (case.get("out_fields") or {}).items():
             if value == "unchanged":
                 wanted[name] = sample[name]
-            elif (isinstance(value, int) and name in found and name not in ("label", "flip")) or name == "img_shape":
+            elif (isinstance(value, int) and name in found and name != "flip") or name == "img_shape":
                 wanted[name] = np.array(value)
         for name, value in wanted.items():
             close(case["id"], name, found[name], value, **(case.get("tol") or {}))

@@ -12,7 +12,7 @@ from golden_report import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_kit import PROTOGCN, TinyNet, card, development, run, short, small_store, tiny, training
+from training_kit import PROTOGCN, DoubleClips, TinyNet, card, development, run, short, small_store, tiny, training
 
 from model import create_model
 from model.checkpoint import build_network, load_checkpoint
@@ -69,20 +69,47 @@ def test_steps_and_scaled_rate() -> None:
 def test_an_epoch_visits_every_clip_as_often(clips: int, batch: int, repeats: int, epoch: int, ranks: int) -> None:
     batch = max(2, min(batch, clips) // ranks) * ranks
     made = short(batch_size=batch, repeats=repeats)
-    batches = epoch_batches(made, clips, epoch, ranks)
+    batches = epoch_batches(made, torch.zeros(clips), epoch, ranks)
     left_out = clips * repeats - sum(map(len, batches))
     assert left_out < max(2, ranks) and all(len(rows) == batch for rows in batches[:-1])
     assert all(len(rows) >= max(2, ranks) for rows in batches)
     if batches:
         counts = np.bincount(torch.cat(batches).numpy(), minlength=clips)
         assert counts.max() <= repeats and counts.sum() == clips * repeats - left_out
-    single = epoch_batches(made, clips, epoch, 1)
+    single = epoch_batches(made, torch.zeros(clips), epoch, 1)
     assert all(torch.equal(one, two) for one, two in zip(single, batches, strict=False))
 
 
+def test_classes_are_visited_by_their_factors() -> None:
+    labels = torch.tensor([0, 1, 2] * 8)
+    made = short(batch_size=4, repeats=2, class_factors=(1, 2, 1.5))
+    visited = torch.cat(epoch_batches(made, labels, 3))
+    assert np.bincount(labels[visited].numpy()).tolist() == [16, 32, 24]
+    every = np.bincount(visited.numpy(), minlength=24).reshape(8, 3)
+    assert (every[:, 0] == 2).all() and (every[:, 1] == 4).all() and set(every[:, 2]) <= {2, 3, 4}
+    with pytest.raises(UserError, match="label 2 has no factor"):
+        epoch_batches(short(class_factors=(1, 2)), labels, 0)
+    with pytest.raises(UserError, match="class_factors: -1 must be positive"):
+        short(class_factors=(1, -1))
+
+
 def test_epochs_differ_in_order() -> None:
-    one, two = (torch.cat(epoch_batches(short(), 32, epoch)) for epoch in (0, 1))
+    one, two = (torch.cat(epoch_batches(short(), torch.zeros(32), epoch)) for epoch in (0, 1))
     assert not torch.equal(one, two)
+
+
+def test_the_loss_sees_labels_that_augmentation_changed(store: Store, tmp_path: Path) -> None:
+    class Relabelled(DoubleClips):
+        def batch(self, rows: Tensor, generator: Any = None, labels: Tensor | None = None) -> Tensor:
+            if labels is not None:
+                labels.fill_(2)
+            return self.clips.batch(rows, generator)
+
+    net, seen = tiny(), []
+    original = net.loss
+    net.loss = lambda x, labels: seen.append(labels.clone()) or original(x, labels)  # type: ignore
+    fit(net, Relabelled(training(store)), None, short(epochs=1), folder=tmp_path, card=card(), fingerprint={})
+    assert (torch.cat(seen) == 2).all()
 
 
 @pytest.mark.parametrize(

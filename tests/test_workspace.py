@@ -42,6 +42,12 @@ def test_parameters_are_set_by_path_with_yaml_values() -> None:
     }
 
 
+def test_parameters_of_a_named_recipe_are_set_beside_its_name() -> None:
+    entry = {"recipe": "protogcn/ntu60-xsub"}
+    assign(entry, "recipe.epochs=7")
+    assert entry == {"recipe": {"name": "protogcn/ntu60-xsub", "epochs": 7}}
+
+
 @pytest.mark.parametrize("bad", ["recipe.epochs", "recipe.epochs.more=1", "recipe.epochs={"])
 def test_a_bad_assignment_is_refused_with_its_text(bad: str) -> None:
     with pytest.raises(UserError, match="--set recipe.epochs"):

@@ -62,8 +62,8 @@ class DoubleClips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def batch(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.clips.batch(rows, generator).double()
+    def batch(self, rows: Tensor, generator: torch.Generator | None = None, labels: Tensor | None = None) -> Tensor:
+        return self.clips.batch(rows, generator, labels).double()
 
 
 def small_store(folder: Path, clips: int = 44, seed: int = 0) -> Store:
