@@ -20,8 +20,8 @@ from test_reference import CONFIGS
 from components.bundle import read_bundle
 from components.checkpoints import class_names, export_checkpoint, import_checkpoint
 from components.predict import predict
-from components.weights import bundle_folder
 from components.tracking import connect
+from components.weights import bundle_folder
 from model import ntu
 from model.checkpoint import build_network, load_checkpoint
 from model.errors import UserError
