@@ -15,6 +15,7 @@ from components.entries import Entry, find_entries
 from components.files import write_json
 from components.npy import MAX_ARRAYS, parse_npy, parse_npz
 from components.pose_json import Opened
+from components.weights import bundle_folder
 from model.errors import UserError
 
 Clip = dict[str, Any]
@@ -40,7 +41,7 @@ def predict(
     if not files:
         raise UserError("predict: no file is named; name .skeleton, .npy, .npz or annotation files")
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
-        predictor = load_bundle(_bundle(model_uri, Path(scratch)))
+        predictor = load_bundle(bundle_folder(model_uri, Path(scratch)))
         clips = [clip for path in map(Path, files) for clip in read_clips(path, predictor.spec)]
         answers = predictor.answer(clips)
         if out is not None:
@@ -160,17 +161,6 @@ def table(answers: list[dict[str, Any]], predictor: Predictor) -> str:
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *lines]]
     return "\n".join(row.rstrip() for row in rows)
-
-
-def _bundle(uri: str, scratch: Path) -> Path:
-    from components.servable import fetch_bundle
-
-    if uri.startswith(("models:", "runs:")):
-        from components.tracking import connect
-
-        connect(Path.cwd())
-        print(f"fetching {uri}", file=sys.stderr)
-    return fetch_bundle(uri, scratch / "model")
 
 
 def _load(path: Path) -> Any:

@@ -30,10 +30,16 @@ from model.layouts import load_layout
 from model.mapping import joint_map, map_joints
 from model.store import Clip
 
+
+def _bodies_of_umurl(raw: ntu.RawClip) -> np.ndarray:
+    """UmURL's choice in the axes of a store, (M, T, V, C) float32; an absent second body stays as zeros."""
+    return ntu.convert_umurl(raw).transpose(3, 1, 2, 0)
+
+
 CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
     "pyskl": ntu.convert_pyskl,
     "mmaction2": ntu.convert_mmaction2,
-    "umurl": lambda raw: ntu.convert_umurl(raw).transpose(3, 1, 2, 0),  # before its normalisation
+    "umurl": _bodies_of_umurl,
 }
 FACTORS = ("subject", "camera", "setup")
 PARALLEL_FROM = 1000  # files; fewer are read before processes have started

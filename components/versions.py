@@ -11,6 +11,7 @@ import model
 # Science and the components that compute; a change in reports or tracking retrains nothing.
 COMPUTING = (
     "train.py",
+    "weights.py",
     "splits.py",
     "preprocess.py",
     "preparation.py",
@@ -26,6 +27,7 @@ COMPUTING = (
     "kinetics.py",
     "source.py",
     "pickles.py",
+    "umurl_pretrain.py",
 )
 
 

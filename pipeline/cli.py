@@ -6,6 +6,7 @@ Mistakes a user can mend end with their message and exit code 2; nothing else pr
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -29,6 +30,12 @@ VERBS = {
     "register": "components.register:register",
     "zoo": "components.zoo:zoo",
     "predict": "components.predict:predict",
+    "info": "components.info:info",
+    "checkpoint-import": "components.checkpoints:import_checkpoint",
+    "checkpoint-export": "components.checkpoints:export_checkpoint",
+    "scores-import": "components.score_files:import_scores",
+    "scores-export": "components.score_files:export_scores",
+    "scores-fuse": "components.score_files:fuse_scores",
     "run": "pipeline.run:run",
     "results": "pipeline.run:results",
     "recipes": "pipeline.listing:recipes",
@@ -36,6 +43,12 @@ VERBS = {
     "workspace": "pipeline.workspace:workspace",
     "sample-study": "pipeline.study:sample_study",
     "tracking-sync": "components.tracking:sync",
+    "umurl-pretrain": "components.umurl_pretrain:umurl_pretrain",
+    "umurl-features": "components.umurl_features:umurl_features",
+    "umurl-linear": "components.umurl_linear:umurl_linear",
+    "umurl-retrieve": "components.umurl_retrieve:umurl_retrieve",
+    "umurl-plot": "components.umurl_plot:umurl_plot",
+    "umurl": "pipeline.umurl:umurl",
 }
 
 SUMMARIES = {
@@ -52,6 +65,12 @@ SUMMARIES = {
     "register": "register members and the ensemble, move the champion",
     "zoo": "write the table of registered models: accuracy, size, checkpoint, log",
     "predict": "classify raw clips with a registered model",
+    "info": "print what a network costs: parameters, multiply-accumulates, time",
+    "checkpoint-import": "turn an original checkpoint into ours and register it (also: checkpoint import)",
+    "checkpoint-export": "write a checkpoint with the originals' tensor names (also: checkpoint export)",
+    "scores-import": "read a result file of ProtoGCN, PYSKL or MMAction2 as a score table (also: scores import)",
+    "scores-export": "write a score table as such a result file (also: scores export)",
+    "scores-fuse": "fuse score tables, ours and imported ones (also: scores fuse)",
     "run": "run the whole pipeline through DVC, members side by side if asked",
     "results": "print the results table of the last run",
     "recipes": "list the released recipes, or print the parameters of one",
@@ -59,13 +78,19 @@ SUMMARIES = {
     "workspace": "make a scratch workspace for another dataset",
     "sample-study": "run the pipeline on several seeds of the sample data",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
+    "umurl-pretrain": "pre-train an encoder without labels",
+    "umurl-features": "compute a pre-trained encoder's features of every clip",
+    "umurl-linear": "linear evaluation of all encoders' features",
+    "umurl-retrieve": "retrieval by all encoders' features",
+    "umurl-plot": "draw features of ten classes in two dimensions",
+    "umurl": "run all of UmURL through DVC and print its results",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "-".join(arguments[:2]) in VERBS:  # `data import` for `data-import`
+    if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
         arguments[:2] = ["-".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="sixstream", description="Skeleton action recognition in six streams.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -84,6 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sixstream: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("sixstream: interrupted", file=sys.stderr)
         return 130

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from components import assignments
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
 from pipeline.catalogue import expand
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ("model", "components", "pipeline/recipes", "dvc.yaml", ".dvcignore")
+CARRIED = ("model", "components", "pipeline/recipes", "pipeline/unsupervised", "dvc.yaml", ".dvcignore")
 
 
 def workspace(
@@ -103,21 +104,10 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
 
 
 def assign(entry: dict[str, Any], assignment: str) -> None:
-    """Set one parameter of a dataset's entry from `a.b.c=VALUE`, VALUE being YAML."""
-    path, equals, value = assignment.partition("=")
-    if not equals:
-        raise UserError(f"--set {assignment}: write a key and a value, such as recipe.epochs=40")
-    *parents, last = path.split(".")
-    for key in parents:
-        if key == "recipe" and isinstance(entry.get(key), str):
-            entry[key] = {"name": entry[key]}
-        entry = entry.setdefault(key, {})
-        if not isinstance(entry, dict):
-            raise UserError(f"--set {assignment}: {key} holds no parameters of its own")
-    try:
-        entry[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not YAML: {error}") from None
+    """Set one parameter of a dataset's entry from `a.b.c=VALUE`; a recipe given by its name becomes one to change."""
+    if assignment.startswith("recipe.") and isinstance(entry.get("recipe"), str):
+        entry["recipe"] = {"name": entry["recipe"]}
+    assignments.assign(entry, assignment, "--set")
 
 
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
