@@ -10,6 +10,7 @@ import numpy as np
 from components.files import write_json
 from components.params import Data
 from components.readers import open_source
+from components.storage import dvc_md5
 from model.inspection import exact_copies, look_at, near_copies, short_form
 from model.store import Store, open_store, write_store
 
@@ -45,7 +46,7 @@ def pack_raw(data: Data, raw: Path, folder: Path) -> tuple[Store, list[Any]]:
     source = open_source(data, raw)
     write_store(
         folder, source.clips, layout=source.layout, classes=source.classes, splits=source.splits,
-        channels=source.channels, data_hash="", source=data.reader,
+        channels=source.channels, data_hash=dvc_md5(raw), source=data.reader,
     )  # fmt: skip
     return open_store(folder), [list(item) for item in source.excluded]
 
@@ -83,6 +84,7 @@ def inspect(store: Store, excluded: list[Any], split: tuple[str, list[str]] | No
     high = np.max([look.high for look in looks], axis=0)
     members = {name: set(positions.tolist()) for name, positions in store.splits.items()}
     numbers: dict[str, Any] = {
+        "data_hash": store.data_hash,
         "clips": len(store),
         "classes": list(store.classes),
         "layout": store.layout.name,

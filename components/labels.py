@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from components.annotations import FACTOR_KEYS
-from components.entries import Entry, close_archives
-from components.files import read_json
+from components.entries import Entry, close_archives, find_entries
+from components.files import parse_json
 from components.source import Source, set_aside
 from components.tables import read_rows
 from model.errors import UserError
@@ -18,6 +18,7 @@ from model.store import Clip
 
 LABELS, SPLITS, ABOUT = "labels.csv", "splits.csv", "labels.json"
 BESIDE = (LABELS, SPLITS, ABOUT)
+MAX_ABOUT = 64 << 20  # bytes; a million clips with their labels
 
 Loaded = tuple[np.ndarray, tuple[float, float] | None]  # joints (M, T, V, C), image size
 Poses = Iterable[tuple[str, Callable[[], Loaded]]]  # clip id and what reads the clip
@@ -45,7 +46,7 @@ class Labels:
 
 
 def read_labels(path: Path, classes: Sequence[str] | None = None) -> Labels:
-    """Read what lies in the folder `path`, or beside the file.
+    """Read what lies in the folder `path`, or beside the file, or was packed into the archive.
 
     `labels.csv` has the columns `clip,label` and may have `split`, `subject`, `camera`, `setup`; `splits.csv` has
     `clip,split`, a clip in as many rows as splits. `labels.json` may hold `labels` {clip: label}, `splits`
@@ -55,12 +56,13 @@ def read_labels(path: Path, classes: Sequence[str] | None = None) -> Labels:
     Raises UserError naming the file and what is wrong with it.
     """
     folder = path if path.is_dir() else path.parent
-    about = _about(folder / ABOUT)
+    files = _beside(path, folder)
+    about = _about(files.get(ABOUT), folder / ABOUT)
     names: dict[str, str] = {str(clip): str(label) for clip, label in about.get("labels", {}).items()}
     splits: dict[str, list[str]] = {str(name): list(map(str, ids)) for name, ids in about.get("splits", {}).items()}
     known: dict[str, dict[str, str]] = {}
-    for number, row in _rows(folder / LABELS, ("clip", "label")):
-        where = f"{folder / LABELS}, line {number}"
+    for number, row in _rows(files.get(LABELS), ("clip", "label")):
+        where = f"{files[LABELS]}, line {number}"
         clip = row["clip"]
         if not clip or clip in names:
             raise UserError(f"{where}: the clip {clip!r} has a label already" if clip else f"{where}: names no clip")
@@ -68,7 +70,7 @@ def read_labels(path: Path, classes: Sequence[str] | None = None) -> Labels:
         if row.get("split"):
             splits.setdefault(row["split"], []).append(clip)
         known[clip] = {factor: row[factor] for factor in FACTOR_KEYS if row.get(factor)}
-    for _, row in _rows(folder / SPLITS, ("clip", "split")):
+    for _, row in _rows(files.get(SPLITS), ("clip", "split")):
         splits.setdefault(row["split"], []).append(row["clip"])
     if not names:
         raise UserError(f"{folder}: no labels; write {LABELS} there with the columns clip,label,split")
@@ -138,8 +140,14 @@ def load_checked(id: str, load: Callable[[], Loaded], channels: Sequence[str]) -
     return joints, size
 
 
-def _about(path: Path) -> dict[str, Any]:
-    about = read_json(path) if path.is_file() else {}
+def _beside(path: Path, folder: Path) -> dict[str, Entry]:
+    """The files of labels by their names: those in the folder, else those that were packed with the poses."""
+    found = {name: Entry(PurePosixPath(name), folder / name) for name in BESIDE if (folder / name).is_file()}
+    return found or {entry.inside.name: entry for entry in find_entries(path, lambda name: name in BESIDE)}
+
+
+def _about(entry: Entry | None, path: Path) -> dict[str, Any]:
+    about = {} if entry is None else parse_json(entry.read(MAX_ABOUT), str(entry))
     forms = {"labels": dict, "splits": dict, "classes": list}
     if not isinstance(about, dict) or not all(isinstance(about.get(key, kind()), kind) for key, kind in forms.items()):
         raise UserError(f"{path}: must be a JSON object with 'labels' {{clip: label}}, 'splits' {{name: [clips]}}")
@@ -148,9 +156,9 @@ def _about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    if path.is_file():
-        yield from read_rows(Entry(PurePosixPath(path.name), path), needed)
+def _rows(entry: Entry | None, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    if entry is not None:
+        yield from read_rows(entry, needed)
 
 
 def _classes(given: Any, names: dict[str, str], folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,8 @@ from components.npy import MAX_ARRAYS, parse_npy, parse_npz
 from components.pose_json import Opened
 from components.weights import bundle_folder
 from model.errors import UserError
+from model.layouts import Layout, layout_from_dict, load_layout
+from model.mapping import joint_map, map_joints, to_channels
 
 Clip = dict[str, Any]
 
@@ -70,11 +72,19 @@ def _skeleton(entry: Entry, spec: dict[str, Any]) -> Clip:
     from components.readers import CONVERSIONS
     from model.ntu import MAX_BYTES, parse_skeleton
 
-    if spec["layout"]["name"] != "nturgb+d":
+    prepared = spec["preparation"]
+    if spec["layout"]["name"] != "nturgb+d" and not prepared.get("to"):
         raise UserError(f"{entry}: holds NTU's 25 joints, the model takes the layout {spec['layout']['name']!r}")
-    conversion = spec["preparation"].get("options", {}).get("conversion", "pyskl")
     raw = replace(parse_skeleton(entry.read(MAX_BYTES), str(entry)), name=entry.stem)
-    return {"id": entry.stem, "joints": CONVERSIONS[conversion](raw)}
+    joints = CONVERSIONS[prepared.get("options", {}).get("conversion", "pyskl")](raw)
+    return {"id": entry.stem, "joints": _fitted(joints, load_layout("nturgb+d"), ["x", "y", "z"], spec)}
+
+
+def _fitted(joints: np.ndarray, layout: Layout, channels: Sequence[str], spec: dict[str, Any]) -> np.ndarray:
+    """Joints of a layout and channels as those that the model takes."""
+    if list(layout.joints) != spec["layout"]["joints"]:
+        joints = map_joints(joints, joint_map(layout, layout_from_dict(spec["layout"], "bundle.json, field 'layout'")))
+    return to_channels(joints, channels, spec["channels"])
 
 
 def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
@@ -84,8 +94,6 @@ def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
     from components.pose_arrays import open_arrays, open_mediapipe
     from components.pose_json import open_coco, open_openpose
     from components.pose_table import open_table
-    from model.layouts import layout_from_dict, load_layout
-    from model.mapping import joint_map, map_joints, to_channels
 
     own = layout_from_dict(spec["layout"], "bundle.json, field 'layout'")
     wanted, persons = spec["channels"], spec["persons"]
@@ -101,14 +109,12 @@ def _poses(path: Path, spec: dict[str, Any]) -> list[Clip]:
     if kind not in openers:
         return [clip for file in sorted(path.iterdir()) if file.suffix in FORMATS for clip in read_clips(file, spec)]
     layout, channels, poses = openers[kind]()
-    by = None if layout.joints == own.joints else joint_map(layout, own)
-    if by is not None:
-        print(f"{path}: {layout.name} to {own.name}: {by}", file=sys.stderr)
+    if layout.joints != own.joints:
+        print(f"{path}: {layout.name} to {own.name}: {joint_map(layout, own)}", file=sys.stderr)
     clips = []
     for id, load in poses:
         joints, image_size = load_checked(id, load, channels)
-        joints = to_channels(joints if by is None else map_joints(joints, by), channels, wanted)
-        clips.append({"id": id, "joints": joints, "image_size": image_size})
+        clips.append({"id": id, "joints": _fitted(joints, layout, channels, spec), "image_size": image_size})
     return clips
 
 
@@ -133,12 +139,21 @@ def _arrays(path: Path, spec: dict[str, Any]) -> list[Clip]:
 def _annotations(path: Path, spec: dict[str, Any]) -> list[Clip]:
     from components.readers import READERS
 
+    prepared = spec["preparation"]
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
-        layout = write_json(Path(scratch) / "layout.json", spec["layout"])
+        own = str(write_json(Path(scratch) / "layout.json", spec["layout"]))
+        layout = prepared.get("options", {}).get("layout") if prepared.get("to") else own
         source = READERS["annotations"](
-            path, strict=True, layout=str(layout), channels=spec["channels"], classes=spec["classes"]
+            path, strict=True, layout=layout, channels=spec["channels"], classes=spec["classes"]
         )
-        return [{"id": clip.id, "joints": clip.joints, "image_size": clip.image_size} for clip in source.clips]
+        return [
+            {
+                "id": clip.id,
+                "joints": _fitted(clip.joints, source.layout, source.channels, spec),
+                "image_size": clip.image_size,
+            }
+            for clip in source.clips
+        ]
 
 
 FORMATS: dict[str, Callable[[Path, dict[str, Any]], list[Clip]]] = {

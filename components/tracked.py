@@ -92,7 +92,8 @@ def member_bundle(folder: Path, params: Params, member: str, store: Store, check
 def preparation(params: Params) -> dict[str, Any]:
     """How raw clips became the store, as a bundle keeps it."""
     data = params.entry.data
-    return {"prepare": data.prepare, "dtype": data.dtype, "reader": data.reader, "options": data.options}
+    found = {"prepare": data.prepare, "dtype": data.dtype, "reader": data.reader, "options": data.options}
+    return {**found, "to": data.to} if data.to else found
 
 
 def lineage(params: Params) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_readers import RAW, raw, raw_folder, store_of
 
 from components import readers
@@ -152,3 +154,23 @@ def test_the_conversion_of_umurl(tmp_path):
     for clip in read_ntu(tmp_path, conversion="umurl").clips:
         expected = ntu.convert_umurl(ntu.read_skeleton(tmp_path / f"{clip.id}.skeleton"))
         assert np.array_equal(clip.joints.transpose(3, 1, 2, 0), expected) and clip.joints.shape[0] == 2
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_damage_to_an_archive_ends_in_clips_and_messages(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.zip"
+    good = pack(path, {f"a/{name}.skeleton": raw(name, 2, i) for i, name in enumerate(RAW)}).read_bytes()
+    content = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, len(good) - 1), st.integers(len(good) - 500, len(good) - 1)))
+        if data.draw(st.booleans()):
+            content[min(at, len(content) - 1)] ^= data.draw(st.integers(1, 255))
+        else:
+            del content[at : at + data.draw(st.integers(1, 40))]
+    path.write_bytes(bytes(content))
+    try:
+        source = read_ntu(path)
+        assert all(np.isfinite(clip.joints).all() for clip in source.clips)
+    except UserError as error:
+        assert "fuzzed.zip" in str(error) or "NTU file name" in str(error)

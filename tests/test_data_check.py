@@ -165,6 +165,7 @@ def test_the_verbs_check_and_diff(tmp_path, monkeypatch, capsys):
     content = annotations()
     write_raw(tmp_path / "data" / "raw" / "small", content)
     assert main(["data", "check", "small"]) == 0
+    assert json.loads(Path("reports/data/small/check.json").read_text())["data_hash"].endswith(".dir")
     assert "small: 36 clips of 3 classes" in capsys.readouterr().out
     assert Path("reports/data/small/check.html").is_file()
     assert main(["preprocess", "--raw", "data/raw/small", "--out", "one"]) == 0

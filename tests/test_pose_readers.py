@@ -45,14 +45,16 @@ def test_openpose(tmp_path, joints, key, layout):
     same_clips(source, made, tmp_path / "s")
 
 
-def test_openpose_in_an_archive_and_mapped_to_eighteen_joints(tmp_path):
+@pytest.mark.parametrize("packed", [True, False])
+def test_openpose_in_an_archive_and_mapped_to_eighteen_joints(tmp_path, packed):
     made = write_openpose(tmp_path / "raw")
     (tmp_path / "zip").mkdir()
-    (tmp_path / "raw" / "labels.csv").rename(tmp_path / "zip" / "labels.csv")
     with zipfile.ZipFile(tmp_path / "zip" / "all.zip", "w") as archive:
-        for file in sorted((tmp_path / "raw").rglob("*.json")):
+        for file in sorted((tmp_path / "raw").rglob("*.*")):
             archive.write(file, file.relative_to(tmp_path))
-    source = open_source(Data(reader="openpose", to="openpose"), tmp_path / "zip")
+    if not packed:
+        (tmp_path / "raw" / "labels.csv").rename(tmp_path / "zip" / "labels.csv")
+    source = open_source(Data(reader="openpose", to="openpose"), tmp_path / "zip" / ("all.zip" if packed else ""))
     eighteen = [v for v in range(25) if v != 8][:18]  # BODY_25 puts the middle of the hips at 8
     same_clips(source, {id: clip[:, :, eighteen] for id, clip in made.items()}, tmp_path / "s")
 
