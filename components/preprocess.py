@@ -11,6 +11,7 @@ from components.preparation import prepare_clips
 from components.readers import open_source
 from components.storage import dvc_md5
 from model.errors import UserError
+from model.progress import counted
 from model.store import Store, open_store, write_store
 from model.streams import STREAMS, apply_stream
 
@@ -33,11 +34,12 @@ def preprocess(params: Params, raw: Path, out: Path, materialise: str = "") -> N
         if name not in STREAMS:
             raise UserError(f"--materialise {name}: no such stream; there are {', '.join(STREAMS)}")
     source = open_source(data, raw)
+    total = len(set().union(*source.splits.values()))
     with staged_dir(out) as aside:
         store_folder = aside / "store"
         write_store(
             store_folder,
-            prepare_clips(source.clips, data.prepare, source.layout),
+            prepare_clips(counted(source.clips, total, "clips"), data.prepare, source.layout),
             layout=source.layout,
             classes=source.classes,
             splits=source.splits,

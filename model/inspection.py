@@ -15,7 +15,7 @@ from model.layouts import Layout
 MOMENTS = 8  # frames of the short form in which clips are compared
 NEAR = 0.03  # clips nearer than this share of their own spread are copies; distinct takes are several times as far
 PROJECTED = 32  # dimensions in which candidates are sought
-CHUNK = 1024
+CHUNK = 256
 MOST_PAIRS = 100_000
 SWAPPED = 0.5  # sides count as swapped when exchanging them makes a step this much shorter …
 STEP = 0.1  # … and the step was at least this share of the body

@@ -2,10 +2,33 @@
 
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
 
 _REDRAW = 0.2  # seconds
 _BAR = 20  # characters
+
+
+def counted(items: Iterable[Item], total: int, what: str, stream: TextIO | None = None) -> Iterator[Item]:
+    """The items, with a bar on a terminal: how many of about `total`, how many a second, the time left."""
+    stream = sys.stderr if stream is None else stream
+    shown = stream.isatty()
+    began = drawn = time.perf_counter()
+    for number, item in enumerate(items, 1):
+        now = time.perf_counter()
+        if shown and now - drawn >= _REDRAW:
+            drawn, full = now, min(_BAR * number // max(total, 1), _BAR)
+            speed = number / (now - began)
+            left = max(total - number, 0) / speed
+            stream.write(
+                f"\r\033[K{what} {number}/{total} [{'#' * full}{'.' * (_BAR - full)}] {speed:.0f}/s  left {left:.0f} s"
+            )
+            stream.flush()
+        yield item
+    if shown:
+        stream.write("\r\033[K")
 
 
 class Progress:

@@ -138,7 +138,12 @@ def _bring(source: str, to: Path) -> None:
     """Copy the source; of a single file also the labels, splits and description that lie beside it."""
     path = Path(source)
     if "://" in source:
-        fetch(source, to / Path(source).name)
+        fetched = fetch(source, to.with_name("fetched"))
+        if fetched.is_dir():
+            os.replace(fetched, to)
+        else:
+            to.mkdir()
+            os.replace(fetched, to / Path(source).name)
         return
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_s3 import serve_s3
 from pose_files import write_coco, write_labels, write_mediapipe, write_openpose, write_table
 from small_run import annotations, small_params, write_params, write_raw
 from test_readers import raw_folder
 
 from components.detect import detect_reader
 from components.params import load_params
+from components.storage import put
 from model.errors import UserError
 from model.layouts import load_layout
 from model.store import open_store
@@ -87,6 +89,26 @@ def test_a_file_brings_what_lies_beside_and_the_entry_is_printed(place, capsys):
     assert printed["mine"]["recipe"]["normalise_2d"] == "mmaction2"
     assert printed["mine"]["split"] == {"name": "official", "train": "train", "test": ["test"]}
     assert "mine" not in Path("params.yaml").read_text()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_data_come_from_a_bucket(place, monkeypatch, kind):
+    write_table(place / "own", list(load_layout("penn13").joints), ["x", "y"])
+    with serve_s3() as (address, objects):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with zipfile.ZipFile(place / "own.zip", "w") as archive:
+            for file in (place / "own").iterdir():
+                archive.write(file, f"own/{file.name}")
+        put(place / "own", "s3://bucket/own")
+        put(place / "own.zip", "s3://bucket/own.zip")
+        uri = "s3://bucket/own" + (".zip" if kind == "file" else "")
+        assert main(["data", "import", uri, "--name", "mine", "--write"]) == 0
+        assert objects
+    kept = sorted(path.name for path in Path("data/raw/mine").iterdir())
+    assert kept == (["own.zip"] if kind == "file" else ["labels.csv", "poses.csv"])
+    assert main(["data", "check", "mine"]) == 0
 
 
 def test_what_cannot_be_imported_leaves_nothing(place, capsys):

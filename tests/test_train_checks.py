@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training_kit import card, development, run, short, small_store, tiny, training
 
 from model.errors import UserError
-from model.progress import Progress
+from model.progress import Progress, counted
 from model.score import clip_logits, score_clips
 from model.settings import epoch_batches
 from model.store import Store
@@ -157,6 +157,15 @@ def test_progress_redraws_on_a_terminal_and_prints_lines_elsewhere() -> None:
     silent = io.StringIO()
     Progress(2, 0, 4, shown=False, stream=silent).epoch(1, record)
     assert silent.getvalue() == ""
+
+
+def test_items_are_counted_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.progress._REDRAW", 0)
+    for stream in (Terminal(), io.StringIO()):
+        assert list(counted(iter("abcd"), 4, "clips", stream)) == list("abcd")
+        text = stream.getvalue()
+        assert ("clips 2/4 [##########..........]" in text) == stream.isatty() == bool(text)
+    assert list(counted([1, 2], 0, "clips", Terminal())) == [1, 2]
 
 
 def test_accumulation_is_announced(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
