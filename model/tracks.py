@@ -3,6 +3,7 @@
 Axes: M person, T frame, V joint, C channel.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 from model.errors import UserError
 
 PERSONS = 2
+CROWD = 200  # bodies in a frame; linking takes time by their square
 WIDEST_GAP = 100  # times as many frames as are listed: more is a mistake in their numbers
 FORGET = 30  # frames after which a body that was lost is another person
 FARTHEST = 1.0  # sizes of the body that it may move from one sighting to the next
@@ -33,7 +35,8 @@ def assemble(
     T reaches from the first to the last of `frames`, which also names frames without a body. Where no body has a
     track, bodies are linked by nearness. `shape` is (V, C).
 
-    Raises UserError when there is no frame, when frames are too far apart, and for a person twice in a frame.
+    Raises UserError when there is no frame, when frames are too far apart, for a person twice in a frame, and for a
+    crowd.
     """
     if not frames:
         raise UserError("holds no frame")
@@ -41,6 +44,9 @@ def assemble(
     listed = len(set(frames))
     if last - first >= WIDEST_GAP * (listed + 1):
         raise UserError(f"frames go from {first} to {last}, but only {listed} are there; number them from 0")
+    crowd = max(Counter(body.frame for body in bodies).values(), default=0)
+    if crowd > CROWD:
+        raise UserError(f"a frame has {crowd} bodies, at most {CROWD} can be told apart; leave out what is no person")
     named = all(body.person is not None for body in bodies)
     tracks: dict[Hashable, dict[int, np.ndarray]] = {}
     for body, person in zip(bodies, [b.person for b in bodies] if named else link(bodies), strict=True):

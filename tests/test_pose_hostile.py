@@ -74,6 +74,7 @@ def test_texts_that_are_no_poses(tmp_path, reader, name, text):
         ([{"image_id": 0, "keypoints": "x"}], "as numbers"),
         ([{"image_id": -1, "keypoints": BODY}], "'image_id' is -1"),
         ([{"image_id": 0, "keypoints": BODY}, {"image_id": 10**12, "keypoints": BODY}], "frames go from 0"),
+        ([{"image_id": 0, "keypoints": BODY}] * 300, "a frame has 300 bodies"),
         ([{"frame_id": 0, "instances": 3}], "'instances' must be a list"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 2, "keypoints": BODY}]}, "the image 2"),
         ({"images": [{"id": [1]}], "annotations": []}, "no 'id'"),
