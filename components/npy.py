@@ -10,7 +10,7 @@ import numpy as np
 from components.entries import COMPRESSIONS, DAMAGE
 from model.errors import UserError
 
-MAX_ARRAYS = 512 << 20  # bytes of a file, and of one array in it
+MAX_ARRAYS = 512 << 20  # bytes of a file, and of all the arrays in it
 # What numpy raises on headers, which it parses as Python literals.
 HEADER_DAMAGE = (
     ValueError, KeyError, TypeError, SyntaxError, TokenError, OverflowError, RecursionError, MemoryError,
@@ -36,15 +36,17 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
 def parse_npz(content: bytes, where: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Raises UserError as `parse_npy`, and for a bomb."""
     arrays = {}
+    left = MAX_ARRAYS
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for info in archive.infolist():
                 if info.compress_type not in COMPRESSIONS:
                     raise ValueError(f"{info.filename} is of a rare compression")
                 with archive.open(info) as stream:
-                    member = stream.read(MAX_ARRAYS + 1)
-                if len(member) > MAX_ARRAYS:
-                    raise ValueError(f"{info.filename} has more than {MAX_ARRAYS} bytes")
+                    member = stream.read(left + 1)
+                left -= len(member)
+                if left < 0:
+                    raise ValueError(f"{info.filename} and those before it have more than {MAX_ARRAYS} bytes")
                 arrays[info.filename.removesuffix(".npy")] = parse_npy(member, f"{where}, {info.filename}")
     except DAMAGE as error:
         raise UserError(f"{where}: not a readable .npz file ({error}); save numbers with numpy.savez") from None

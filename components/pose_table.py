@@ -18,7 +18,7 @@ from model.layouts import LAYOUTS, Layout, load_layout
 from model.tracks import PERSONS, Body, assemble
 
 NEEDED = ("frame", "joint", "x", "y")
-MAX_ROWS = 20_000_000  # of one clip: an hour of two persons
+MAX_ROWS = 1_000_000  # of one clip, about a gigabyte: ten minutes of two persons
 
 Rows = Iterator[tuple[str, Row]]
 

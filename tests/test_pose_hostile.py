@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pose_files import IDS, write_coco, write_labels, write_mediapipe, write_openpose, write_table
 
-from components import npy, pose_json
+from components import npy, pose_json, pose_table
 from components.npy import parse_npy, parse_npz
 from components.readers import READERS
 from model.errors import UserError
@@ -135,6 +135,12 @@ def test_rows_that_are_no_poses(tmp_path, row, message):
     assert count == 0 and message in said, said
 
 
+def test_a_clip_of_a_table_is_bounded(tmp_path, monkeypatch):
+    write_table(tmp_path, list(load_layout("penn13").joints), ["x", "y"])
+    monkeypatch.setattr(pose_table, "MAX_ROWS", 80)
+    refused("table", tmp_path, "poses.csv", "'kick_1' has more than 80 rows")
+
+
 def test_a_file_larger_than_its_kind_may_be_is_not_read(tmp_path, monkeypatch):
     write_labels(tmp_path)
     (tmp_path / "wave_1.json").write_bytes(b"[" + b" " * 5000 + b"]")
@@ -173,6 +179,9 @@ def test_bombs_and_foreign_archives_are_no_arrays(monkeypatch):
     stream = io.BytesIO()
     np.savez_compressed(stream, x=np.zeros(10_000_000))
     with pytest.raises(UserError, match="more than 100000 bytes"):
+        parse_npz(stream.getvalue(), "a.npz")
+    np.savez_compressed(stream := io.BytesIO(), **{f"x{i}": np.zeros(5_000) for i in range(3)})
+    with pytest.raises(UserError, match="x2.npy and those before it"):
         parse_npz(stream.getvalue(), "a.npz")
     with zipfile.ZipFile(stream := io.BytesIO(), "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("x.npy", b"1")
