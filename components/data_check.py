@@ -207,6 +207,8 @@ def findings(
         mask = np.nan_to_num(looks[key]) > limit
         if mask.any():
             say("warning", f"{mask.sum()} {text}", mask)
+    if numbers["units"] == "pixels" and store.image_size is None:
+        say("warning", "pixels without the size of their images: they cannot be normalised; give image_size")
     never = [name for name, share in numbers["unseen_joints"].items() if share == 1]
     if never:
         say("warning", f"never seen in any clip: {', '.join(never)}")

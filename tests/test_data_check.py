@@ -136,6 +136,21 @@ def test_a_test_split_of_copies_alone_is_an_error_and_imbalance_a_warning(tmp_pa
     assert "classes in test that train does not have: c" in warnings and "first: why" in warnings
 
 
+def test_pixels_need_the_size_of_their_images(tmp_path):
+    for size, warned in ((None, True), ((480.0, 640.0), False)):
+        flat = [
+            Clip(f"c{i}", i % 2, np.concatenate([walk(i)[..., :2] * 100 + 300, np.ones((1, 20, 20, 1))], -1), {}, size)
+            for i in range(8)
+        ]
+        folder = tmp_path / str(warned)
+        write_store(
+            folder, flat, layout=KINECT, classes=["a", "b"], channels=["x", "y", "score"], data_hash="", source="test",
+            splits={"train": ["c0", "c1", "c2", "c3"], "test": ["c4", "c5", "c6", "c7"]},
+        )  # fmt: skip
+        numbers = inspect(open_store(folder), [], SPLIT)
+        assert numbers["units"] == "pixels" and ("image_size" in said(numbers, "warning")) == warned
+
+
 def test_units_and_splits_are_guessed():
     ends = np.array([0.0, 0.0]), np.array([1.0, 1.0])
     assert units(np.array([0.5]), *ends, 2) == "shares of the image"
