@@ -25,6 +25,7 @@ import numpy as np
 from components.files import read_json, staged_dir, write_json
 from components.storage import file_md5
 from model.errors import UserError
+from model.layouts import Layout
 from model.scoretable import ScoreTable
 from model.store import Clip, Store, open_store, write_store
 
@@ -47,11 +48,23 @@ class BundleMember:
     version: str | None = None
 
 
+@dataclass(frozen=True)
+class Described:
+    """What a bundle needs to know of the data, where there is no store of them; fields as those of `Store`."""
+
+    layout: Layout
+    classes: list[str]
+    channels: list[str]
+    persons: np.ndarray
+    data_hash: str
+    folder: Path
+
+
 def write_bundle(
     folder: str | Path,
     name: str,
     members: Sequence[BundleMember],
-    store: Store,
+    store: Store | Described,
     preparation: Mapping[str, Any],
     lineage: Mapping[str, Any] | None = None,
     trained_on: Sequence[str] | None = None,
@@ -280,7 +293,7 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _check_origin(checkpoint: dict[str, Any], path: Path, store: Store) -> None:
+def _check_origin(checkpoint: dict[str, Any], path: Path, store: Store | Described) -> None:
     for field, what, wanted in (
         ("classes", "classes", list(store.classes)),
         ("data_hash", "data", store.data_hash),

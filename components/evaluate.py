@@ -1,5 +1,6 @@
 """A member's checkpoints → score tables on every split, and their metrics."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from components.params import Params
 from components.splits import parts_of, scored_splits
 from components.storage import file_md5
 from components.tracked import track_evaluation
+from components.train import publish_given
 from model.errors import UserError
 from model.metrics import summary
 from model.scoretable import ScoreTable, save_table
 from model.store import open_store
 
 
-def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) -> None:
-    """Score the best and the last checkpoint by the recipe's test protocol.
+def evaluate(
+    params: Params, member: str, data: Path, *, out: Path, trained: Path | None = None, checkpoint: str = ""
+) -> None:
+    """Score the best and the last checkpoint, or a given one, by the recipe's test protocol.
 
     Writes `<best|last>-<split>.npz` for the development split (where there is one) and every test split, and
     `metrics.json`, which names the checkpoint that the protocol counts.
@@ -28,10 +32,31 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
         data: folder of the packed store.
         trained: folder with best.pt and last.pt.
         out: folder for the score tables.
+        checkpoint: in place of that folder a published checkpoint or models:/NAME/VERSION, which need not be of
+            these data; its scores are printed and not tracked.
 
     Raises:
         UserError: a checkpoint is missing, corrupt or of other data or classes.
     """
+    if checkpoint:
+        if trained is not None:
+            raise UserError("evaluate: give --trained or --checkpoint, not both")
+        with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
+            folder = Path(scratch) / "trained"
+            publish_given(params.with_weights(member, checkpoint), member, open_store(data), folder)
+            metrics = score_trained(params, member, data, folder, out)
+        for split, found in metrics[metrics["chosen"]].items():
+            if split != "epoch":
+                print(f"{member}, {split}: top-1 {found['top1']:.2%}, mean class {found['mean_class']:.2%}")
+        return
+    if trained is None:
+        raise UserError("evaluate: name the folder of the training with --trained, or a file with --checkpoint")
+    metrics = score_trained(params, member, data, trained, out)
+    track_evaluation(params, member, open_store(data), trained, metrics)
+
+
+def score_trained(params: Params, member: str, data: Path, trained: Path, out: Path) -> dict[str, Any]:
+    """Score best.pt and last.pt in `trained`; the content of metrics.json."""
     import torch
 
     from model.checkpoint import build_network, load_checkpoint
@@ -72,4 +97,4 @@ def evaluate(params: Params, member: str, data: Path, trained: Path, out: Path) 
                 save_table(aside / f"{which}-{split}.npz", table)
                 metrics[which][split] = summary(table)
         write_json(aside / "metrics.json", metrics)
-    track_evaluation(params, member, store, trained, read_json(out / "metrics.json"))
+    return dict(read_json(out / "metrics.json"))

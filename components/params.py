@@ -173,6 +173,23 @@ class Member(Strict):
     stream: Stream = Field(description="view of the skeleton")
     seed: int = Field(0, ge=0, description="seed of initialisation, order and augmentation")
     network: Options = Field(default_factory=dict, description="options added to the recipe's for this member")
+    train: Literal["scratch", "finetune", "none"] = Field(
+        "scratch", description="scratch; finetune: start from `weights`; none: only test them"
+    )
+    weights: str | None = Field(
+        None, description="a published checkpoint's file or models:/NAME/VERSION, of which shape and options follow"
+    )
+    weights_md5: str | None = Field(
+        None, description="md5 of the weights' file: others are refused, a new one retrains"
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "Member":
+        if self.train != "scratch" and self.weights is None:
+            raise ValueError(f"train: {self.train} needs weights: name a checkpoint or models:/NAME/VERSION")
+        if self.train == "scratch" and (self.weights or self.weights_md5):
+            raise ValueError("weights are named, but train: scratch does not use them; set it to finetune or none")
+        return self
 
 
 class Ensemble(Strict):
@@ -228,6 +245,11 @@ class Params(Strict):
         if name not in self.members:
             raise UserError(f"no member {name!r} in params.yaml: members are {', '.join(self.members)}")
         return self.members[name]
+
+    def with_weights(self, name: str, weights: str) -> "Params":
+        """The same with a member that is only tested with these weights."""
+        given = self.member(name).model_copy(update={"train": "none", "weights": weights, "weights_md5": None})
+        return self.model_copy(update={"members": {**self.members, name: given}})
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of a member, with what its stream changes."""

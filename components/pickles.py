@@ -25,29 +25,34 @@ MAX_NESTING = 1000  # marks open at once; annotation files use about five
 KEYS = (str, bytes, int, float, bool, type(None))
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The pickle asks for something that is not data."""
 
 
-class _Name:
+class Name:
     """A name that the pickle imports; `call` is what calling it does here."""
 
     def __init__(self, name: str, call: Callable[..., Any] | None = None) -> None:
         self.name, self.call = name, call
 
 
-def load_pickle(path: str | Path) -> Any:
+def load_pickle(path: str | Path, names: dict[tuple[str, str], Name] | None = None) -> Any:
     """Return the content of a pickle of protocol 0 to 5 that holds plain Python values and numpy arrays.
 
-    Arrays come back read-only. Memory is bound by the size of the file, whatever sizes it declares. Raises
-    UserError naming the file and what it asked for when that is more than data, and when the file is missing,
-    truncated or no pickle.
+    `names` admits further names, (module, name) → what they stand for. Arrays come back read-only. Memory is
+    bound by the size of the file, whatever sizes it declares. Raises UserError naming the file and what it
+    asked for when that is more than data, and when the file is missing, truncated or no pickle.
     """
     path = Path(path)
     try:
         with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Machine(content).run()
-    except _Refused as refusal:
+            machine = Machine(content, len(content))
+            machine.names = {**NAMES, **(names or {})}
+            result = machine.run()
+            if content.tell() != len(content):
+                raise ValueError("more follows its end")
+            return result
+    except Refused as refusal:
         raise UserError(
             f"{path}: the pickle {refusal}. Only plain Python values and numpy arrays are admitted; "
             "write the file again with those alone"
@@ -61,10 +66,10 @@ def load_pickle(path: str | Path) -> Any:
         ) from None
 
 
-class _Machine:
+class Machine:
     """The stack machine. `stack` holds the items since the last mark, `marks` the stacks below it."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, content: mmap.mmap | IO[bytes], size: int) -> None:
         self.content = content
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -72,21 +77,20 @@ class _Machine:
         # Arrays that wait for their state, by identity.
         self.announced: dict[int, np.ndarray] = {}
         # What calls may copy in all: an honest file decodes and stores each of its bytes once.
-        self.budget = 2 * len(content)
+        self.budget = 2 * size
+        self.names, self.actions = NAMES, ACTIONS
 
     def run(self) -> Any:
         for opcode, argument, _ in pickletools.genops(cast(IO[bytes], self.content)):
             name = opcode.name
             if name in _PUSHES:
                 self.stack.append(argument)
-            elif name in _ACTIONS:
-                _ACTIONS[name](self, argument)
+            elif name in self.actions:
+                self.actions[name](self, argument)
             elif name not in _IGNORED:
-                raise _Refused(f"uses the instruction {name}" + (f" ({argument!r:.80})" if argument else ""))
+                raise Refused(f"uses the instruction {name}" + (f" ({argument!r:.80})" if argument else ""))
         if len(self.stack) != 1 or self.marks:
             raise ValueError("it ends in the middle of a value")
-        if self.content.tell() != len(self.content):
-            raise ValueError("more follows its end")
         return self.stack[0]
 
     def pop_mark(self, _: Any = None) -> list[Any]:
@@ -97,11 +101,11 @@ class _Machine:
     def spend(self, size: int) -> None:
         self.budget -= size
         if self.budget < 0:
-            raise _Refused("copies more than it holds")
+            raise Refused("copies more than it holds")
 
     def mark(self, _: Any) -> None:
         if len(self.marks) == MAX_NESTING:
-            raise _Refused(f"nests deeper than {MAX_NESTING}")
+            raise Refused(f"nests deeper than {MAX_NESTING}")
         self.marks.append(self.stack)
         self.stack = []
 
@@ -120,19 +124,19 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise _Refused(f"appends to a {type(target).__name__}")
+            raise Refused(f"appends to a {type(target).__name__}")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) not in (dict, OrderedDict):
-            raise _Refused(f"sets items of a {type(target).__name__}")
+            raise Refused(f"sets items of a {type(target).__name__}")
         target.update(_pairs(items))
 
     def add(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not set:
-            raise _Refused(f"adds to a {type(target).__name__}")
+            raise Refused(f"adds to a {type(target).__name__}")
         target.update(map(_key, items))
 
     def set_one(self, _: Any) -> None:
@@ -144,31 +148,31 @@ class _Machine:
 
     def import_name(self, name: str) -> None:
         module, _, attribute = name.partition(" ")
-        function = _NAMES.get((module, attribute))
+        function = self.names.get((module, attribute))
         if function is None:
-            raise _Refused(f"names {f'{module}.{attribute}':.80}")
+            raise Refused(f"names {f'{module}.{attribute}':.80}")
         self.stack.append(function)
 
     def import_from_stack(self, _: Any) -> None:
         attribute, module = self.stack.pop(), self.stack.pop()
         if type(attribute) is not str or type(module) is not str:
-            raise _Refused("names something that is not text")
+            raise Refused("names something that is not text")
         self.import_name(f"{module} {attribute}")
 
-    def call(self, _: Any) -> None:
+    def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Name) or function.call is None or type(arguments) is not tuple:
-            raise _Refused(f"calls {function.name if isinstance(function, _Name) else 'a value'}")
+        if not isinstance(function, Name) or function.call is None or type(arguments) is not tuple:
+            raise Refused(f"calls {function.name if isinstance(function, Name) else 'a value'}")
         self.stack.append(function.call(self, *arguments))
 
-    def build(self, _: Any) -> None:
+    def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.dtype):
             _check_dtype_state(state)
         elif isinstance(target, np.ndarray) and self.announced.pop(id(target), None) is target:
             _fill(self, target, state)
         else:
-            raise _Refused(f"sets the state of a {type(target).__name__}")
+            raise Refused(f"sets the state of a {type(target).__name__}")
 
 
 _PUSHES = frozenset(
@@ -176,7 +180,7 @@ _PUSHES = frozenset(
     "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
 )
 _IGNORED = frozenset("PROTO FRAME STOP".split())
-_ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+ACTIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "NONE": lambda machine, _: machine.stack.append(None),
     "NEWTRUE": lambda machine, _: machine.stack.append(True),
     "NEWFALSE": lambda machine, _: machine.stack.append(False),
@@ -184,9 +188,9 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
+    "MARK": Machine.mark,
+    "POP": Machine.pop,
+    "POP_MARK": Machine.pop_mark,
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "LIST": lambda machine, _: _push_made(machine, list),
     "TUPLE": lambda machine, _: _push_made(machine, tuple),
@@ -197,24 +201,24 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE3": lambda machine, _: machine.take(3),
     "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.extend(machine.pop_mark()),
-    "SETITEM": _Machine.set_one,
+    "SETITEM": Machine.set_one,
     "SETITEMS": lambda machine, _: machine.update(machine.pop_mark()),
     "ADDITEMS": lambda machine, _: machine.add(machine.pop_mark()),
-    "PUT": _Machine.put,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
+    "PUT": Machine.put,
+    "BINPUT": Machine.put,
+    "LONG_BINPUT": Machine.put,
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     "GET": lambda machine, index: machine.stack.append(machine.memo[index]),
     "BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
     "LONG_BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "GLOBAL": _Machine.import_name,
-    "STACK_GLOBAL": _Machine.import_from_stack,
-    "REDUCE": _Machine.call,
-    "BUILD": _Machine.build,
+    "GLOBAL": lambda machine, name: machine.import_name(name),
+    "STACK_GLOBAL": Machine.import_from_stack,
+    "REDUCE": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.build(),
 }
 
 
-def _push_made(machine: _Machine, make: Callable[[list[Any]], Any]) -> None:
+def _push_made(machine: Machine, make: Callable[[list[Any]], Any]) -> None:
     items = machine.pop_mark()
     machine.stack.append(make(items))
 
@@ -222,7 +226,7 @@ def _push_made(machine: _Machine, make: Callable[[list[Any]], Any]) -> None:
 def _key(key: Any) -> Any:
     # Only plain keys: hashing a tuple of tuples of tuples can take for ever.
     if type(key) not in KEYS:
-        raise _Refused(f"uses a {type(key).__name__} as a key")
+        raise Refused(f"uses a {type(key).__name__} as a key")
     return key
 
 
@@ -230,41 +234,41 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     return [(_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
 
 
-def _dtype(machine: _Machine, code: Any, *flags: Any) -> np.dtype:
+def _dtype(machine: Machine, code: Any, *flags: Any) -> np.dtype:
     """`numpy.dtype('f4', False, True)`: align and copy do not matter for plain numbers."""
     if type(code) is not str or code[:1] not in DTYPE_KINDS or not code[1:].strip("0").isdecimal():
-        raise _Refused(f"holds an array of the type {code!r:.80}")
+        raise Refused(f"holds an array of the type {code!r:.80}")
     return np.dtype(code)
 
 
 def _check_dtype_state(state: Any) -> None:
     """A plain dtype's state: version, byte order, no subtype, no names, no fields, size, alignment, flags."""
     if type(state) is not tuple or len(state) < 5 or state[2:5] != (None, None, None):
-        raise _Refused("holds an array of records")
+        raise Refused("holds an array of records")
     if state[1] not in ("|", "=", "<" if sys.byteorder == "little" else ">"):
-        raise _Refused(f"holds numbers of the foreign byte order {state[1]!r}")
+        raise Refused(f"holds numbers of the foreign byte order {state[1]!r}")
 
 
-def _announce(machine: _Machine, kind: Any, shape: Any, code: Any) -> np.ndarray:
+def _announce(machine: Machine, kind: Any, shape: Any, code: Any) -> np.ndarray:
     """`_reconstruct(ndarray, (0,), b'b')`: an empty array whose state follows."""
     if kind is not _NDARRAY:
-        raise _Refused("holds an array that is not a plain numpy array")
+        raise Refused("holds an array that is not a plain numpy array")
     array = np.empty(0, np.int8)
     machine.announced[id(array)] = array
     return array
 
 
-def _fill(machine: _Machine, array: np.ndarray, state: Any) -> None:
+def _fill(machine: Machine, array: np.ndarray, state: Any) -> None:
     """Give an announced array its (version, shape, dtype, Fortran order, content)."""
     if type(state) is not tuple or len(state) != 5 or type(state[3]) not in (bool, int):
-        raise _Refused("holds an array of an unknown form")
+        raise Refused("holds an array of an unknown form")
     _, shape, dtype, fortran, content = state
     content = _checked_content(machine, dtype, content, shape)
     array.__setstate__((1, shape, dtype, bool(fortran), bytes(content)))  # type: ignore[arg-type]
     array.flags.writeable = False
 
 
-def _from_buffer(machine: _Machine, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _from_buffer(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """`numpy._core.numeric._frombuffer`: arrays in protocol 5."""
     content = _checked_content(machine, dtype, content, shape)
     flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
@@ -273,21 +277,21 @@ def _from_buffer(machine: _Machine, content: Any, dtype: Any, shape: Any, order:
     return array
 
 
-def _scalar(machine: _Machine, dtype: Any, content: Any = b"") -> Any:
+def _scalar(machine: Machine, dtype: Any, content: Any = b"") -> Any:
     content = _checked_content(machine, dtype, content, ())
     return np.frombuffer(content, dtype)[0]
 
 
-def _checked_content(machine: _Machine, dtype: Any, content: Any, shape: Any) -> bytes | bytearray:
+def _checked_content(machine: Machine, dtype: Any, content: Any, shape: Any) -> bytes | bytearray:
     """The bytes of an array, when they are exactly as many as its type and shape say."""
     if not isinstance(dtype, np.dtype):
-        raise _Refused("holds an array of no known type")
+        raise Refused("holds an array of no known type")
     if type(content) is str:  # written by Python 2
         content = content.encode("latin-1")
     if type(content) not in (bytes, bytearray):
-        raise _Refused("holds an array of objects")
+        raise Refused("holds an array of objects")
     if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
-        raise _Refused(f"declares an array of the shape {shape!r:.80}")
+        raise Refused(f"declares an array of the shape {shape!r:.80}")
     if prod(shape) * dtype.itemsize != len(content):
         raise ValueError(f"an array {shape!r:.80} of {dtype.name} does not fit its {len(content)} bytes")
     machine.spend(len(content))
@@ -296,40 +300,40 @@ def _checked_content(machine: _Machine, dtype: Any, content: Any, shape: Any) ->
     return content
 
 
-def _encode(machine: _Machine, text: Any, encoding: Any) -> bytes:
+def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
     """`_codecs.encode`: how protocols 0 to 2 write bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise _Refused("encodes something other than bytes")
+        raise Refused("encodes something other than bytes")
     machine.spend(len(text))
     return text.encode("latin-1")
 
 
-def _empty_bytes(machine: _Machine) -> bytes:
+def _empty_bytes(machine: Machine) -> bytes:
     """`bytes()`: how protocols 0 to 2 write b''."""
     return b""
 
 
-def _ordered(machine: _Machine) -> OrderedDict[Any, Any]:
+def _ordered(machine: Machine) -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
-def _set(machine: _Machine, items: Any) -> set[Any]:
+def _set(machine: Machine, items: Any) -> set[Any]:
     if type(items) is not list:
-        raise _Refused("makes a set of something that is not a list")
+        raise Refused("makes a set of something that is not a list")
     machine.spend(len(items))
     return set(map(_key, items))
 
 
-_NDARRAY = _Name("numpy.ndarray")
-_NAMES = {
+_NDARRAY = Name("numpy.ndarray")
+NAMES = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Name("numpy.dtype", _dtype),
-    ("_codecs", "encode"): _Name("_codecs.encode", _encode),
-    ("collections", "OrderedDict"): _Name("collections.OrderedDict", _ordered),
-    **{(module, "set"): _Name("set", _set) for module in ("builtins", "__builtin__")},
-    **{(module, "bytes"): _Name("bytes", _empty_bytes) for module in ("builtins", "__builtin__")},
+    ("numpy", "dtype"): Name("numpy.dtype", _dtype),
+    ("_codecs", "encode"): Name("_codecs.encode", _encode),
+    ("collections", "OrderedDict"): Name("collections.OrderedDict", _ordered),
+    **{(module, "set"): Name("set", _set) for module in ("builtins", "__builtin__")},
+    **{(module, "bytes"): Name("bytes", _empty_bytes) for module in ("builtins", "__builtin__")},
     **{
-        (f"{package}.{module}", name): _Name(f"{package}.{module}.{name}", function)
+        (f"{package}.{module}", name): Name(f"{package}.{module}.{name}", function)
         for package in ("numpy.core", "numpy._core")  # NumPy 1 and 2
         for module, name, function in (
             ("multiarray", "_reconstruct", _announce),

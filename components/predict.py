@@ -1,7 +1,6 @@
 """Raw clips and a registered model → classes with scores."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from components.bundle import Predictor, load_bundle
 from components.files import write_json
+from components.weights import bundle_folder
 from model.errors import UserError
 
 Clip = dict[str, Any]
@@ -36,7 +36,7 @@ def predict(
     if not files:
         raise UserError("predict: no file is named; name .skeleton, .npy, .npz or annotation files")
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
-        predictor = load_bundle(_bundle(model_uri, Path(scratch)))
+        predictor = load_bundle(bundle_folder(model_uri, Path(scratch)))
         clips = [clip for path in _expanded(files) for clip in read_clips(path, predictor.spec)]
         answers = predictor.answer(clips)
         if out is not None:
@@ -115,17 +115,6 @@ def table(answers: list[dict[str, Any]], predictor: Predictor) -> str:
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *lines]]
     return "\n".join(row.rstrip() for row in rows)
-
-
-def _bundle(uri: str, scratch: Path) -> Path:
-    from components.servable import fetch_bundle
-
-    if uri.startswith(("models:", "runs:")):
-        from components.tracking import connect
-
-        connect(Path.cwd())
-        print(f"fetching {uri}", file=sys.stderr)
-    return fetch_bundle(uri, scratch / "model")
 
 
 def _expanded(files: list[Path]) -> list[Path]:

@@ -72,7 +72,7 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
             for name, weight in params.ensembles[chosen].members.items()
         ],
         metrics=flat_metrics(params, fused[chosen]),
-        trained_on=parts.train,
+        trained_on=None if started_from_weights(params) else parts.train,
         tested_on=np.concatenate(list(parts.tests.values())),
         preparation=preparation(params),
         tags={key: str(value) for key, value in lineage(params).items()} | {"code_commit": code_commit(CODE)},
@@ -87,6 +87,9 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
 def gate_of(params: Params, store: Store, parts: Parts) -> Gate:
     """The clips of the gate named in the parameters. Raises UserError when it is a test split or unknown."""
     name, draws = params.register_.gate, params.register_.draws
+    foreign = started_from_weights(params)
+    if foreign:
+        return Gate(name, None, f"{', '.join(foreign)} started from weights that may have seen the {name} clips")
     if name == DEVELOPMENT:
         positions = parts.development
         reason = f"protocol {params.protocol!r} holds no development split out, on which the two could be compared"
@@ -100,6 +103,12 @@ def gate_of(params: Params, store: Store, parts: Parts) -> Gate:
         return Gate(name, None, reason)
     groups = np.array([NTU_CAMERA.sub("", store.ids[position]) for position in positions])
     return Gate(name, positions, reason, groups, draws)
+
+
+def started_from_weights(params: Params) -> list[str]:
+    """Members of the registered ensemble that began elsewhere: which clips their weights have seen is not known."""
+    chosen = params.ensembles[params.register_.ensemble].members
+    return [name for name in chosen if params.member(name).weights is not None]
 
 
 def _link(

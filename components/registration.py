@@ -22,6 +22,7 @@ from model.metrics import paired_bootstrap
 from model.store import Store
 
 CHAMPION, PREVIOUS = "champion", "previous"
+IMPORTED, IMPORT_TAG = "imported", "sixstream.import"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,15 @@ class Gate:
 class Candidate:
     """An ensemble to register as one model, and what is said of it.
 
-    `trained_on` and `tested_on` are positions in the store; `tags` plain facts (split, protocol, code commit).
+    `trained_on` (None: not known) and `tested_on` are positions in the store; `tags` plain facts (split, protocol,
+    code commit).
     """
 
     name: str
     registered: str
     members: Sequence[MemberEntry]
     metrics: Mapping[str, float]
-    trained_on: np.ndarray
+    trained_on: np.ndarray | None
     tested_on: np.ndarray
     preparation: Mapping[str, Any]
     tags: Mapping[str, str]
@@ -92,6 +94,24 @@ def register(
         raise UserError(f"{tracker.uri}: not registered ({brief(error)}); start the server and try again") from None
 
 
+def register_import(tracker: Tracker, name: str, bundle: Path, tags: dict[str, str]) -> str:
+    """Register a bundle of one network that was trained elsewhere as a version of `name`; its URI.
+
+    The run it stands under is in the experiment `imported`. Raises UserError when the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    key = bundle_key(bundle)
+    try:
+        run_id, _ = tracker.find_or_make(IMPORTED, IMPORT_TAG, key, name, None, tags)
+        model_id, _ = log_bundle(tracker.client, run_id, IMPORTED, bundle)
+        tracker.client.set_terminated(run_id)
+        version, _ = register_model(tracker.client, name, model_id, key, tags)
+    except MlflowException as error:
+        raise UserError(f"{tracker.uri}: not registered ({brief(error)}); start the server and try again") from None
+    return f"models:/{name}/{version}"
+
+
 def _register(
     tracker: Tracker, experiment: str, parent: str | None, store: Store, candidate: Candidate, gate: Gate
 ) -> dict[str, Any]:
@@ -108,7 +128,7 @@ def _register(
             store,
             candidate.preparation,
             facts,
-            [store.ids[position] for position in candidate.trained_on],
+            None if candidate.trained_on is None else [store.ids[position] for position in candidate.trained_on],
         )
         key = bundle_key(bundle)
         weights = {member.name: member.weight for member in candidate.members}
@@ -225,7 +245,7 @@ def _check_gate(store: Store, candidate: Candidate, gate: Gate) -> None:
     if gate.positions is None:
         return
     for what, positions in (("training", candidate.trained_on), ("test", candidate.tested_on)):
-        shared = np.intersect1d(gate.positions, positions)
+        shared = np.intersect1d(gate.positions, [] if positions is None else positions)
         if len(shared):
             raise UserError(
                 f"register.gate: {len(shared)} clips of {gate.split!r} are {what} clips, for instance "

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from components.files import staged_dir, write_json
 from components.params import Params
 from components.splits import parts_of
 from components.tracked import log_member_facts, member_key, member_run
+from components.versions import content_key
+from components.weights import Given, network_from
 from model.errors import UserError
 from model.store import Store, open_store
 from model.streams import HEATMAP_STREAMS, STREAMS
@@ -24,7 +27,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
 
     Writes `best.pt` and `last.pt`, `history.json` (a line an epoch) and `train.json` (facts of the training). Working
     checkpoints lie in `.work/checkpoints/<key>`, the key hashing code, parameters and data: a killed training goes
-    on from there, and anything else starts anew.
+    on from there, and anything else starts anew. A member with `train: none` is published as its weights are.
 
     Args:
         params: the parameters.
@@ -36,7 +39,12 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
     Raises:
         UserError: data, labels or options with which training would be meaningless.
     """
-    params.member(member)
+    if params.member(member).train == "none":
+        store = open_store(data)
+        with member_run(params, member, store) as tracked:
+            log_member_facts(tracked, params, member, store)
+            publish_given(params, member, store, out)
+        return
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         _torchrun(processes)
         return
@@ -48,8 +56,10 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     rank, _ = init_from_env(device)
     store = open_store(data)
-    job = prepare_job(params, member, store, device)
+    job, given = prepare_job(params, member, store, device)
     key = member_key(params, member, store.data_hash)
+    if given is not None:
+        key = content_key(key, given.md5)
     with contextlib.ExitStack() as stack:
         if torch.distributed.is_initialized():
             stack.callback(torch.distributed.destroy_process_group)
@@ -65,11 +75,23 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         if rank == 0:
             if run is not None:
                 run.log_history(result.history)  # a kill between checkpoint and log loses a line of it
-            _publish(result, out, sum(p.numel() for p in job["net"].parameters()))
+            facts = {"best_epoch": result.best_epoch, "epochs": len(result.history)}
+            _publish(result.best_path, result.last_path, result.history, facts | _facts(job["net"], given), out)
 
 
-def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[str, Any]:
-    """Network, clips and settings of a member, as the arguments of `model.train.fit`."""
+def publish_given(params: Params, member: str, store: Store, out: Path) -> None:
+    """Publish the weights that a member names as its best and last checkpoint, described as of these data."""
+    from model.checkpoint import plain_state, publish
+
+    job, given = prepare_job(params, member, store, "cpu")
+    assert given is not None
+    with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
+        path = publish(Path(scratch) / "given.pt", job["card"], plain_state(given.net), given.epoch)
+        _publish(path, path, [], {"best_epoch": given.epoch, "epochs": 0} | _facts(given.net, given), out)
+
+
+def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple[dict[str, Any], Given | None]:
+    """Network, clips and settings of a member, as the arguments of `model.train.fit`; and its weights, if given."""
     import torch
 
     from model.checkpoint import network_card
@@ -109,13 +131,21 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
     if "persons" in network_options(spec.model):
         options.setdefault("persons", clips.persons)
     torch.manual_seed(spec.seed)
-    net = create_model(
-        spec.model,
-        layout=clips.layout,
-        num_classes=len(store.classes),
-        in_channels=clips.num_channels,
-        **options,
-    )
+    given = None
+    if spec.weights is not None:
+        where = f"members.{member}"
+        given = network_from(spec, where, clips.layout, list(store.classes), clips.num_channels, feeding["persons"])
+        net, options = given.net, given.options
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{member}: {given.said}", file=sys.stderr)
+    else:
+        net = create_model(
+            spec.model,
+            layout=clips.layout,
+            num_classes=len(store.classes),
+            in_channels=clips.num_channels,
+            **options,
+        )
     card = network_card(
         spec.model,
         layout=clips.layout,
@@ -146,7 +176,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
         repeats=recipe.repeats,
         class_factors=tuple(recipe.class_factors),
     )
-    return {
+    job = {
         "net": net.to(device),
         "train": clips,
         "dev": None if parts.select is None else validation_clips(store, parts.select, feeding, device),
@@ -154,14 +184,19 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> dict[
         "card": card,
         "device": device,
     }
+    return job, given
 
 
-def _publish(result: Any, out: Path, parameters: int) -> None:
+def _facts(net: Any, given: Given | None) -> dict[str, Any]:
+    facts = {"parameters": sum(p.numel() for p in net.parameters())}
+    return facts if given is None else {**facts, "weights": given.said}
+
+
+def _publish(best: Path, last: Path, history: list[dict[str, float]], facts: dict[str, Any], out: Path) -> None:
     with staged_dir(out) as aside:
-        shutil.copyfile(result.best_path, aside / "best.pt")
-        shutil.copyfile(result.last_path, aside / "last.pt")
-        write_json(aside / "history.json", result.history)
-        facts = {"best_epoch": result.best_epoch, "epochs": len(result.history), "parameters": parameters}
+        shutil.copyfile(best, aside / "best.pt")
+        shutil.copyfile(last, aside / "last.pt")
+        write_json(aside / "history.json", history)
         write_json(aside / "train.json", facts)
 
 

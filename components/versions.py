@@ -11,6 +11,7 @@ import model
 # Science and the components that compute; a change in reports or tracking retrains nothing.
 COMPUTING = (
     "train.py",
+    "weights.py",
     "splits.py",
     "preprocess.py",
     "preparation.py",

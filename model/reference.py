@@ -295,6 +295,23 @@ def _canonical(name: str) -> str:
     return name.replace("cls_head.fc.", "cls_head.fc_cls.", 1)
 
 
+def reference_network(
+    config: dict[str, Any], state: State, layout: str | Path | Layout | None = None, num_classes: int | None = None
+) -> tuple[nn.Module, Options]:
+    """The fresh network that an original model dictionary describes, and the `create_model` arguments it was made with.
+
+    `state` holds the original tensors; `num_classes` replaces the dictionary's.
+    """
+    options = model_options(config, layout)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    net: Any = create_model(**options)
+    width = config["cls_head"].get("in_channels", net.fc.in_features)
+    if width != net.fc.in_features:
+        raise UserError(f"cls_head.in_channels = {width}, but the backbone ends with {net.fc.in_features} channels")
+    return net, options
+
+
 def load_reference(
     state: State | str | Path, config: dict[str, Any], layout: str | Path | Layout | None = None
 ) -> nn.Module:
@@ -305,11 +322,8 @@ def load_reference(
     """
     if not isinstance(state, dict):
         state = read_state(Path(state))
-    options = model_options(config, layout)
-    net: Any = create_model(**options)
-    width = config["cls_head"].get("in_channels", net.fc.in_features)
-    if width != net.fc.in_features:
-        raise UserError(f"cls_head.in_channels = {width}, but the backbone ends with {net.fc.in_features} channels")
+    net: Any
+    net, _ = reference_network(config, state, layout)
     net.load_report = load_original(net, state)
     return net.eval()
 

@@ -26,6 +26,12 @@ VERBS = {
     "register": "components.register:register",
     "zoo": "components.zoo:zoo",
     "predict": "components.predict:predict",
+    "info": "components.info:info",
+    "checkpoint-import": "components.checkpoints:import_checkpoint",
+    "checkpoint-export": "components.checkpoints:export_checkpoint",
+    "scores-import": "components.score_files:import_scores",
+    "scores-export": "components.score_files:export_scores",
+    "scores-fuse": "components.score_files:fuse_scores",
     "run": "pipeline.run:run",
     "results": "pipeline.run:results",
     "recipes": "pipeline.listing:recipes",
@@ -46,6 +52,12 @@ SUMMARIES = {
     "register": "register members and the ensemble, move the champion",
     "zoo": "write the table of registered models: accuracy, size, checkpoint, log",
     "predict": "classify raw clips with a registered model",
+    "info": "print what a network costs: parameters, multiply-accumulates, time",
+    "checkpoint-import": "turn an original checkpoint into ours and register it (also: checkpoint import)",
+    "checkpoint-export": "write a checkpoint with the originals' tensor names (also: checkpoint export)",
+    "scores-import": "read a result file of ProtoGCN, PYSKL or MMAction2 as a score table (also: scores import)",
+    "scores-export": "write a score table as such a result file (also: scores export)",
+    "scores-fuse": "fuse score tables, ours and imported ones (also: scores fuse)",
     "run": "run the whole pipeline through DVC, members side by side if asked",
     "results": "print the results table of the last run",
     "recipes": "list the released recipes, or print the parameters of one",
@@ -59,6 +71,8 @@ SUMMARIES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
+        arguments[:2] = ["-".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="sixstream", description="Skeleton action recognition in six streams.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)

@@ -1,9 +1,14 @@
 """The verb `reproduce`: given or trained weights by a recipe's test protocol, beside the published figures."""
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from components.files import read_json
+from components.storage import file_md5
+from components.weights import checkpoint_file
 from model.errors import UserError
 from pipeline.catalogue import Released, load_expanded, params_of, released
 from pipeline.workspace import ROOT, fill_workspace, keep_members, run_in
@@ -30,7 +35,8 @@ def reproduce(
 
     Args:
         recipe: name of the recipe, for instance protogcn/ntu60-xsub.
-        checkpoints: STREAM=FILE or STREAM-sSEED=FILE; FILE is a published checkpoint of ours or models:/NAME/VERSION.
+        checkpoints: STREAM=FILE or STREAM-sSEED=FILE, the file being an original checkpoint (.pth), one of ours, or
+            models:/NAME/VERSION.
         data: folder with the annotations, as for preprocess; needed with checkpoints.
         folder: the workspace (default: scratch/<recipe> with checkpoints, else the present folder).
         tolerance: points of percent allowed (default: 0.1 either way for given weights, 0.5 below for trained ones).
@@ -44,13 +50,13 @@ def reproduce(
         raise UserError(f"{recipe}: no figures of single members were published, so there is nothing to compare with")
     if checkpoints:
         folder = (folder or ROOT / "scratch" / recipe.replace("/", "-")).resolve()
-        fill_workspace(folder, with_weights(recipe, checkpoints, data))
+        fill_workspace(folder, with_weights(recipe, checkpoints, data, folder / "weights"))
         params = load_expanded(folder / "params.yaml")
         raw = folder / "data" / "raw" / params.dataset
         raw.parent.mkdir(parents=True, exist_ok=True)
         assert data is not None
-        if not raw.exists():
-            raw.symlink_to(data.resolve(), target_is_directory=True)
+        raw.unlink(missing_ok=True)
+        raw.symlink_to(data.resolve(), target_is_directory=True)
         if run_in(folder, jobs):
             raise UserError(f"{folder}: the run failed, its message stands above")
     else:
@@ -69,10 +75,14 @@ def reproduce(
     return 0 if passed else 1
 
 
-def with_weights(recipe: str, checkpoints: list[str], data: Path | None) -> dict[str, Any]:
-    """The parameters of the recipe with only the members that have a checkpoint, which are tested and not trained."""
+def with_weights(recipe: str, checkpoints: list[str], data: Path | None, keep: Path) -> dict[str, Any]:
+    """The parameters of the recipe with only the members that have a checkpoint, which are tested and not trained.
+
+    The checkpoints are copied, or imported, into the folder `keep`.
+    """
     if data is None or not data.is_dir():
         raise UserError(f"--data {data or ''}: name the folder with the annotations of {recipe}")
+    content = params_of(recipe)
     chosen = released(recipe)
     weights = {}
     for given in checkpoints:
@@ -80,14 +90,37 @@ def with_weights(recipe: str, checkpoints: list[str], data: Path | None) -> dict
         member = member if "-s" in member else f"{member}-s0"
         if not equals or member not in chosen.members:
             raise UserError(f"--checkpoints {given}: write one of {', '.join(chosen.members)}, = and its checkpoint")
-        if ":/" not in place:
-            if not Path(place).is_file():
-                raise UserError(f"--checkpoints {given}: {place} is no file")
-            place = str(Path(place).resolve())
-        weights[f"{chosen.model}-{member}"] = place
-    content = keep_members(params_of(recipe), list(weights))
-    members = {name: {**content["members"][name], "train": "none", "weights": weights[name]} for name in weights}
+        file = _kept(chosen, content["members"][f"{chosen.model}-{member}"], place, keep / f"{member}.pt")
+        weights[f"{chosen.model}-{member}"] = {"weights": str(file), "weights_md5": file_md5(file)}
+    content = keep_members(content, list(weights))
+    members = {name: {**content["members"][name], "train": "none", **weights[name]} for name in weights}
     return {**content, "members": members}
+
+
+def _kept(recipe: Released, member: dict[str, Any], place: str, to: Path) -> Path:
+    """A checkpoint of ours at `to`, from a file, a registered model or an original checkpoint."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith((".pth", ".pth.tar")):
+        from components.checkpoints import import_checkpoint
+        from model.nets.defaults import stream_options
+
+        settings, stream = recipe.recipe, member["stream"]
+        options = stream_options(recipe.model, stream) | settings.get("network", {}).get(recipe.model, {})
+        import_checkpoint(
+            Path(place),
+            model=recipe.model,
+            layout=settings.get("finish") or recipe.layout,
+            classes=recipe.classes,
+            options=[f"{key}={json.dumps(value)}" for key, value in options.items()],
+            stream=stream,
+            out=to,
+        )
+        return to
+    with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
+        file = checkpoint_file(place, Path(scratch))
+        if not file.is_file():
+            raise UserError(f"{place}: no such checkpoint")
+        return Path(shutil.copyfile(file, to))
 
 
 def comparison(

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from components.assignments import assign
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
@@ -54,8 +55,7 @@ def workspace(
         content["protocol"] = protocol
     if split:
         content.setdefault("datasets", {}).setdefault(dataset, {})["split"] = split_named(files[1], split)
-    for assignment in set or []:
-        assign(content["datasets"].get(dataset, {}), assignment)
+    change(content["datasets"].get(dataset, {}), set or [])
     if only:
         content = keep_members(content, only.split(","))
     where = f"params.yaml for {dataset}"
@@ -102,22 +102,12 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
     return {"name": name, "train": f"{name}_train", "test": tests}
 
 
-def assign(entry: dict[str, Any], assignment: str) -> None:
-    """Set one parameter of a dataset's entry from `a.b.c=VALUE`, VALUE being YAML."""
-    path, equals, value = assignment.partition("=")
-    if not equals:
-        raise UserError(f"--set {assignment}: write a key and a value, such as recipe.epochs=40")
-    *parents, last = path.split(".")
-    for key in parents:
-        if key == "recipe" and isinstance(entry.get(key), str):
-            entry[key] = {"name": entry[key]}
-        entry = entry.setdefault(key, {})
-        if not isinstance(entry, dict):
-            raise UserError(f"--set {assignment}: {key} holds no parameters of its own")
-    try:
-        entry[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not YAML: {error}") from None
+def change(entry: dict[str, Any], assignments: list[str]) -> None:
+    """Set parameters of a dataset's entry, beside the name of its recipe where it has only that."""
+    if assignments and isinstance(entry.get("recipe"), str):
+        entry["recipe"] = {"name": entry["recipe"]}
+    for assignment in assignments:
+        assign(entry, assignment)
 
 
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:

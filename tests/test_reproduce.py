@@ -1,0 +1,134 @@
+"""Given weights by a recipe's protocol, beside the published figures."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small_run import annotations, write_raw
+
+from model.checkpoint import network_card, plain_state, publish
+from model.errors import UserError
+from model.layouts import load_layout
+from model.nets import create_model
+from model.reference import to_original
+from pipeline import catalogue
+from pipeline.cli import main
+from pipeline.reproduce import comparison
+
+NETWORK = {"base_channels": 16, "num_stages": 2, "inflate_stages": [2], "down_stages": [2], "num_prototypes": 4}
+RECIPE: dict[str, Any] = {
+    "model": "protogcn",
+    "classes": 3,
+    "clips": [24, 12],
+    "protocol": "published",
+    "members": ["joint-s0", "bone-s0", "joint-s1"],
+    "ensembles": {"two": {"joint-s0": 2, "bone-s0": 1}, "twice": {"joint-s0": 1, "joint-s1": 1}},
+    "published": {"joint": 0.0, "bone": 0.0, "two": 0.0, "twice": 50.0},
+    "data": {"prepare": [{"name": "normalise_3d"}]},
+    "split": {"name": "a", "train": "a_train", "test": ["a_test"]},
+    "recipe": {"clip_length": 12, "test_clips": 2, "persons": 1, "network": {"protogcn": NETWORK}},
+}
+
+
+@pytest.fixture()
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A catalogue with the one recipe `tiny/small`; a function that writes it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path / "recipes")
+    (tmp_path / "recipes").mkdir()
+    write_raw(tmp_path / "raw", annotations())
+
+    def write(**changes: Any) -> None:
+        recipe = {**RECIPE, "layout": str(tmp_path / "raw" / "small.json"), **changes}
+        (tmp_path / "recipes" / "tiny.yaml").write_text(yaml.safe_dump({"tiny/small": recipe}))
+        catalogue._files.cache_clear()
+
+    yield write
+    catalogue._files.cache_clear()
+
+
+def untrained(stream: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(seed)
+    layout = load_layout("raw/small.json")
+    net = create_model("protogcn", layout=layout, num_classes=3, in_channels=3, **NETWORK)
+    net(torch.randn(8, 1, 12, 6, 3))  # moves the statistics of the norms
+    recipe = {"stream": stream, "clip_length": 12}
+    classes = ["still", "wave", "kick"]
+    card = network_card(
+        "protogcn", layout=layout, in_channels=3, options=NETWORK, recipe=recipe, classes=classes, data_hash=""
+    )
+    return net, card
+
+
+def test_given_weights_are_tested_and_compared(
+    recipes: Any, tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes()
+    (tmp_path / "place").mkdir()
+    for folder in (tmp_path, tmp_path / "place"):
+        shutil.copy(database, folder)
+    joint, card = untrained("joint", 0)
+    publish(tmp_path / "joint.pt", card, plain_state(joint), 7)
+    bone, _ = untrained("bone", 1)
+    torch.save({"state_dict": to_original(bone, bone.state_dict())}, tmp_path / "bone.pth")
+    command = ["reproduce", "tiny/small", "--checkpoints", "joint=joint.pt", "bone-s0=bone.pth", "--data", "raw"]
+    assert main([*command, "--folder", "place"]) == 1  # nothing is right by 0 % of the clips
+    printed = capsys.readouterr().out
+    assert "twice            -      50.00              not tested" in printed and "within 0.1 points" in printed
+    assert printed.count("pass") + printed.count("fail") == 4
+
+    found = json.loads((tmp_path / "place/ensembles/small/published/metrics.json").read_text())
+    ours = {m: found["members"][f"protogcn-{m}-s0"]["best"]["a_test"]["top1"] for m in ("joint", "bone")}
+    ours["two"] = found["ensembles"]["two"]["a_test"]["top1"]
+    recipes(published={name: round(100 * value, 2) for name, value in ours.items()})
+    # The same folder, as a run of one's own.
+    assert main(["reproduce", "tiny/small", "--folder", "place"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("pass") == 4 and "fail" not in printed and "at most 0.5 points below" in printed
+    recipes(published={"joint": 100 * ours["joint"] + 3})
+    assert main(["reproduce", "tiny/small", "--folder", "place"]) == 1
+    assert main(["reproduce", "tiny/small", "--folder", "place", "--tolerance", "4"]) == 0
+
+
+def test_mistakes_are_named(recipes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipes()
+    for arguments, words in (
+        (["--checkpoints", "elbow=joint.pt", "--data", "raw"], "write one of joint-s0, bone-s0, joint-s1"),
+        (["--checkpoints", "joint=nowhere.pt", "--data", "raw"], "nowhere.pt: no such checkpoint"),
+        (["--checkpoints", "joint=nowhere.pt"], "--data : name the folder with the annotations of tiny/small"),
+        (["--folder", "nowhere"], "nowhere/params.yaml: no such file"),
+    ):
+        assert main(["reproduce", "tiny/small", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    content = catalogue.params_of("tiny/small")
+    content["datasets"]["small"]["recipe"].pop("released")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    assert main(["reproduce", "tiny/small"]) == 2
+    assert "'small' follows no released recipe, not tiny/small" in capsys.readouterr().err
+    recipes(published={})
+    with pytest.raises(UserError, match="no figures of single members were published"):
+        from pipeline.reproduce import reproduce
+
+        reproduce("tiny/small")
+
+
+def test_bounds_of_a_comparison(recipes: Any) -> None:
+    recipes(published={"joint": 91.54}, metric="mean_class")
+    recipe = catalogue.released("tiny/small")
+
+    def verdict(mean_class: float, both_ways: bool) -> bool:
+        entry = {"chosen": "best", "best": {"a_test": {"top1": 0.0, "mean_class": mean_class}}}
+        metrics = {"members": {"protogcn-joint-s0": entry}, "ensembles": {}}
+        lines, passed = comparison(recipe, metrics, "a_test", 0.1, both_ways=both_ways)
+        assert lines[0].startswith("mean class")
+        return passed
+
+    assert verdict(0.9144, True) and verdict(0.9164, True)
+    assert not verdict(0.9143, True) and not verdict(0.9143, False)
+    assert not verdict(0.9166, True) and verdict(0.9166, False)
+    assert not comparison(recipe, {"members": {}, "ensembles": {}}, "a_test", 9, both_ways=True)[1]
