@@ -59,6 +59,7 @@ golden: $(INSTALLED)
 # Ours beside the plain form, in one run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.heatmaps
 
 # The component image; BASE_IMAGE, PIP_ARGS and secrets are for build machines without the public registries.
 BUILD_ARGS ?=

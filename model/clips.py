@@ -78,6 +78,7 @@ class Clips:
         for name, value in (("clip_length", clip_length), ("num_clips", num_clips), ("persons", persons)):
             if value < 1:
                 raise UserError(f"{name}: {value} is not a positive number")
+        self.folder = store.folder
         self.stream, self.difference, self.sampler = stream, difference, sampler
         self.motion = is_motion(stream)
         self.clip_length = clip_length

@@ -57,7 +57,6 @@ def _clips(
     store: Store, positions: np.ndarray, recipe: dict[str, Any], num_clips: int, training: bool, device: str
 ) -> AnyClips:
     common: dict[str, Any] = {
-        "stream": recipe["stream"],
         "clip_length": recipe["clip_length"],
         "persons": recipe["persons"],
         "num_clips": num_clips,
@@ -67,9 +66,14 @@ def _clips(
         "device": device,
     }
     if recipe["stream"] in HEATMAP_STREAMS:
-        return HeatmapClips(store, positions, **common, **recipe["heatmap"])
-    # Checkpoints from before there was a choice were normalised, if at all, before they were packed.
-    normalise = recipe.get("normalise_2d")
+        return HeatmapClips(Clips(store, positions, stream="joint", **common), recipe["stream"], **recipe["heatmap"])
     return Clips(
-        store, positions, difference=recipe["difference"], finish=recipe["finish"], normalise_2d=normalise, **common
+        store,
+        positions,
+        stream=recipe["stream"],
+        difference=recipe["difference"],
+        finish=recipe["finish"],
+        # Checkpoints from before there was a choice were normalised, if at all, before they were packed.
+        normalise_2d=recipe.get("normalise_2d"),
+        **common,
     )

@@ -16,11 +16,12 @@ ATTEMPTS = 10  # candidates of a random crop
 
 
 def normalise_pixels(x: Tensor, size: Tensor, threshold: float | None = None) -> Tensor:
-    """Pixels to [-1, 1] over the image, in the precision of x: `prepare.normalise_2d` on a batch.
+    """Pixels to [-1, 1] over the image: `prepare.normalise_2d` on a batch.
 
-    With a `threshold` (PYSKL) joints whose score, the third channel, is at most that become (0, 0); without
-    (MMAction2) missing joints become (-1, -1).
+    With a `threshold` (PYSKL) in float32, and joints whose score, the third channel, is at most that become (0, 0);
+    without (MMAction2) in the precision of x, and missing joints become (-1, -1).
     """
+    x = x if threshold is None else x.float()
     half = (size.flip(-1).to(x.dtype) / 2)[:, None, None, None]
     points = (x[..., :2] - half) / half
     if threshold is not None and x.shape[-1] == 3:

@@ -5,7 +5,6 @@ compact, short side `test_size`, central square, and the same mirrored. Maps are
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,37 +15,28 @@ from model.augment import mirror_flip
 from model.clips import Clips
 from model.errors import UserError
 from model.heatmaps import keypoint_maps, limb_maps, mirrored
-from model.store import Store
-from model.streams import HEATMAP_STREAMS
+from model.streams import HEATMAP_STREAMS, score_channel
 
 
 class HeatmapClips:
-    """Heat maps of the clips at `positions` of a store of 2D pixels: one map per joint ("keypoint") or limb.
+    """Heat maps of `joints`, clips of the stream joint in 2D pixels: a map per joint ("keypoint") or limb ("limb").
 
-    Frames, persons and `augment` (steps on pixels, before the geometry) are those of `model.clips.Clips`. The box
-    of `compact` is that of all sampled frames of a sample, grown by `padding`. `resize`, `train_size` and
+    The box of `compact` is that of all sampled frames of a sample, grown by `padding`. `resize`, `train_size` and
     `test_size` are sides in pixels, `area` the random crop's share of the image, `flip` the probability to mirror a
     training clip. `test_crop` false scales the box to the square instead of cropping (PYSKL, Kinetics). `double`
     adds the mirrored maps of every test clip, after the originals. `threshold` (PYSKL: 1e-3) and `sigma` are
-    `model.heatmaps`'s. Without scores, or with `use_score` false, a joint counts fully where a coordinate is not zero.
+    `model.heatmaps`'s. Without scores, or with `use_score` false, a joint counts fully where a coordinate is not zero
+    (the released code then draws absent joints too, at the corner of the image).
 
     Attributes: as `Clips`; `num_channels` counts joints or limbs, `num_clips` mirrored test clips too.
-    Raises UserError for what `Clips` refuses, and for a store without scores or image sizes in pixels.
+    Raises UserError for joints that are not in pixels of images of known size.
     """
 
     def __init__(
         self,
-        store: Store,
-        positions: np.ndarray | Sequence[int],
-        *,
+        joints: Clips,
         stream: str,
-        clip_length: int,
-        persons: int | None = None,
-        num_clips: int = 1,
-        sampler: str = "mmaction2",
-        augment: Sequence[dict[str, Any]] = (),
-        training: bool,
-        device: str | torch.device = "cpu",
+        *,
         sigma: float = 0.6,
         threshold: float = 1e-4,
         use_score: bool = True,
@@ -61,36 +51,26 @@ class HeatmapClips:
     ) -> None:
         if stream not in HEATMAP_STREAMS:
             raise UserError(f"unknown heat maps '{stream}'; there are {', '.join(HEATMAP_STREAMS)}")
-        if "z" in store.channels:
-            raise UserError(f"{store.folder}: holds 3D joints; heat maps ('{stream}') are drawn from 2D key points")
-        if store.image_size is None:
-            raise UserError(f"{store.folder}: has no image sizes, which heat maps need; give clips an 'img_shape'")
-        self.joints = Clips(
-            store,
-            positions,
-            stream="joint",
-            clip_length=clip_length,
-            persons=persons,
-            num_clips=num_clips,
-            sampler=sampler,
-            augment=augment,
-            training=training,
-            device=device,
-        )
-        self.stream, self.training, self.device = stream, training, self.joints.device
-        self.labels, self.ids, self.layout = self.joints.labels, self.joints.ids, store.layout
-        self.persons, self.num_joints = self.joints.persons, store.layout.num_joints
+        if "z" in joints.channels or joints.stream != "joint" or joints.normalise_2d is not None:
+            raise UserError(f"{joints.folder}: heat maps ('{stream}') are drawn from 2D key points in pixels only")
+        if joints.sizes is None:
+            raise UserError(
+                f"{joints.folder}: has no image sizes, which heat maps need; give every clip its own (`img_shape` of "
+                "an annotation, `image_size` of a clip to predict)"
+            )
+        self.joints, self.stream = joints, stream
+        self.labels, self.ids, self.layout, self.device = joints.labels, joints.ids, joints.layout, joints.device
+        self.persons, self.num_joints, self.training = joints.persons, joints.num_joints, joints.training
         limbs = stream == "limb"
         self.num_channels = len(self.layout.limbs) if limbs else self.num_joints
         self.mirror = self.layout.mirror_limbs if limbs else self.layout.mirror
-        self.double = double and not training
-        self.num_clips = self.joints.num_clips * (2 if self.double else 1)
-        self.scored = store.scored and use_score
+        self.double = double and not joints.training
+        self.num_clips = joints.num_clips * (2 if self.double else 1)
+        self.scored = score_channel(joints.channels) is not None and use_score
         self.sigma, self.threshold, self.padding = sigma, threshold, padding
         self.resize, self.area, self.train_size, self.flip = resize, area, train_size, flip
         self.test_size, self.test_crop = test_size, test_crop
-        sizes = torch.from_numpy(store.image_size[np.asarray(positions, np.int64)])
-        self.sizes = sizes.long().to(self.device)
+        self.sizes = joints.sizes.long()
 
     def __len__(self) -> int:
         return len(self.joints)

@@ -8,27 +8,25 @@ x is (N, M, T, V, 2) pixels, score (N, M, T, V); maps are (N, channels, T, H, W)
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 REACH = 3  # sigmas
-CHUNK = 1 << 24  # pixels drawn at a time, which bounds the memory beside the maps themselves
+# Windows are drawn as square patches of the next of these sides, or of the whole map, those of one side at a time.
+SIDES = (0, 8, 12, 16, 24, 32)
+# Pixels drawn at a time, which bounds the memory beside the maps; on a CPU they should stay in its cache.
+CHUNK = {"cpu": 1 << 17}
+CHUNK_ELSEWHERE = 1 << 23
 
 
 def keypoint_maps(
     x: Tensor, score: Tensor, size: tuple[int, int], *, sigma: float = 0.6, threshold: float = 1e-4
 ) -> Tensor:
     """One map per joint. Scores below `threshold` (PYSKL: 1e-3) are missing joints. size: (H, W)."""
-    points, weight = x.permute(0, 3, 2, 1, 4), score.permute(0, 3, 2, 1)
-    weight = weight * (weight >= threshold)
-    maps = x.new_empty((*points.shape[:3], *size), dtype=torch.float32)
-    rows, points, weight = maps.flatten(0, 2), points.flatten(0, 2), weight.flatten(0, 2)
-    for part in _chunks(len(rows), points.shape[1] * size[0] * size[1]):
-        across = _profile(points[part, :, 0], size[1], sigma)
-        down = _profile(points[part, :, 1], size[0], sigma) * weight[part, :, None]
-        _join(down[..., :, None] * across[..., None, :], rows[part])
-    return maps
+    points, weight = _by_channel(x, score)
+    return _draw(points, points, weight * (weight >= threshold), size, sigma)
 
 
 def limb_maps(
@@ -44,34 +42,14 @@ def limb_maps(
 
     A limb shorter than one pixel is drawn as its start joint, with that joint's score.
     """
+    points, weight = _by_channel(x, score)
     ends = torch.tensor(limbs, device=x.device)
-    points, weight = x.permute(0, 3, 2, 1, 4), score.permute(0, 3, 2, 1)
-    maps = x.new_empty((len(x), len(limbs), x.shape[2], *size), dtype=torch.float32)
-    rows = maps.flatten(0, 2)
-    start, end = (points[:, ends[:, side]].flatten(0, 2) for side in (0, 1))
-    first, last = (weight[:, ends[:, side]].flatten(0, 2) for side in (0, 1))
-    weight = torch.minimum(first, last)
-    drawn = weight >= threshold
-    along = end - start
-    squared = along.square().sum(-1)
-    point = squared < 1
-    weight = torch.where(point, first, weight) * drawn
-    end = torch.where(point[..., None], start, end)
-    along = along.masked_fill(point[..., None], 0)
-    squared = squared.masked_fill(point, 1)
-    low, high = torch.minimum(start, end), torch.maximum(start, end)
-    for part in _chunks(len(rows), start.shape[1] * size[0] * size[1]):
-        columns = _offsets(start[part, :, 0], size[1])[..., None, :]
-        lines = _offsets(start[part, :, 1], size[0])[..., :, None]
-        dx, dy = (along[part, :, axis, None, None] for axis in (0, 1))
-        # Share of the way from start to end at which the pixel is nearest.
-        share = (columns * dx + lines * dy).div_(squared[part, :, None, None]).clamp_(0, 1)
-        distance = (columns - share * dx).square_().add_((lines - share * dy).square_())
-        patch = distance.div_(-2 * sigma**2).exp_().mul_(weight[part, :, None, None])
-        patch *= _window(low[part, :, 0], high[part, :, 0], size[1], sigma)[..., None, :]
-        patch *= _window(low[part, :, 1], high[part, :, 1], size[0], sigma)[..., :, None]
-        _join(patch, rows[part])
-    return maps
+    start, end = points[:, ends[:, 0]], points[:, ends[:, 1]]
+    first, last = weight[:, ends[:, 0]], weight[:, ends[:, 1]]
+    lower = torch.minimum(first, last)
+    short = (end - start).square().sum(-1) < 1
+    end = torch.where(short[..., None], start, end)
+    return _draw(start, end, torch.where(short, first, lower) * (lower >= threshold), size, sigma)
 
 
 def mirrored(maps: Tensor, mirror: Sequence[int]) -> Tensor:
@@ -79,28 +57,51 @@ def mirrored(maps: Tensor, mirror: Sequence[int]) -> Tensor:
     return maps.flip(-1)[:, list(mirror)]
 
 
-def _profile(centre: Tensor, length: int, sigma: float) -> Tensor:
-    """exp(-(i - centre)² / 2 sigma²) for i < length, zero outside the window; (..., length)."""
-    return (_offsets(centre, length).square_() / (-2 * sigma**2)).exp_() * _window(centre, centre, length, sigma)
+def _by_channel(x: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, V, T, M, 2) and (N, V, T, M): in the order of the maps, persons last."""
+    return x.float().permute(0, 3, 2, 1, 4), score.float().permute(0, 3, 2, 1)
 
 
-def _offsets(centre: Tensor, length: int) -> Tensor:
-    return torch.arange(length, device=centre.device, dtype=centre.dtype) - centre[..., None]
+def _draw(start: Tensor, end: Tensor, weight: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Segments (N, channels, T, M, 2) with weights (N, channels, T, M), zero for none, as maps.
+
+    Only the windows are computed, which cover a small part of the maps.
+    """
+    maps = torch.zeros((*weight.shape[:3], *size), device=start.device)
+    persons = weight.shape[3]
+    start, end, weight = start.reshape(-1, 2), end.reshape(-1, 2), weight.reshape(-1)
+    edge = torch.tensor([size[1], size[0]], device=start.device) - 1
+    # In double precision: the released code subtracts 3 sigma in it.
+    first = (torch.minimum(start, end).double() - REACH * sigma).trunc().clamp(min=0).long()
+    last = torch.minimum((torch.maximum(start, end).double() + REACH * sigma).trunc().long(), edge)
+    reach = (last - first).amax(1) + 1
+    reach = reach.masked_fill((weight <= 0) | (last < first).any(1), 0)
+    chunk = CHUNK.get(maps.device.type, CHUNK_ELSEWHERE)
+    for smaller, side in pairwise((*SIDES, max(*size, SIDES[-1] + 1))):
+        height, width = min(side, size[0]), min(side, size[1])
+        chosen = ((reach > smaller) & (reach <= side)).nonzero()[:, 0]
+        for some in chosen.split(max(1, chunk // (height * width))):
+            # A patch lies inside the map; what it holds beyond the window is zero.
+            corner = torch.minimum(first[some], edge + 1 - torch.tensor([width, height], device=edge.device))
+            columns = corner[:, :1] + torch.arange(width, device=edge.device)
+            lines = corner[:, 1:] + torch.arange(height, device=edge.device)
+            inside = (columns >= first[some, :1]) & (columns <= last[some, :1])
+            within = (lines >= first[some, 1:]) & (lines <= last[some, 1:])
+            patch = _gaussian(columns - start[some, :1], lines - start[some, 1:], end[some] - start[some], sigma)
+            patch *= (inside * weight[some, None])[:, None]
+            patch *= within[..., None]
+            pixel = ((some // persons)[:, None] * size[0] + lines)[..., None] * size[1] + columns[:, None]
+            maps.view(-1).scatter_reduce_(0, pixel.flatten(), patch.flatten(), "amax")
+    return maps
 
 
-def _window(low: Tensor, high: Tensor, length: int, sigma: float) -> Tensor:
-    """Which of `length` pixels lie between trunc(low - 3 sigma) and trunc(high + 3 sigma), both included."""
-    first = (low.double() - REACH * sigma).trunc()[..., None]
-    last = (high.double() + REACH * sigma).trunc()[..., None]
-    pixel = torch.arange(length, device=low.device)
-    return (pixel >= first) & (pixel <= last)
-
-
-def _join(patches: Tensor, maps: Tensor) -> None:
-    """The maximum over persons of patches (rows, M, H, W), into maps (rows, H, W)."""
-    torch.amax(patches, 1, out=maps)
-
-
-def _chunks(rows: int, pixels: int) -> list[slice]:
-    step = max(1, CHUNK // pixels)
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def _gaussian(across: Tensor, down: Tensor, along: Tensor, sigma: float) -> Tensor:
+    """exp(-d² / 2 sigma²) of pixels at (across, down) from the start of segments `along`: (K, lines, columns)."""
+    squared = along.square().sum(-1, keepdim=True)
+    unit = along / squared.masked_fill(squared == 0, 1)
+    # Share of the way from start to end at which the pixel is nearest.
+    share = ((across * unit[:, :1])[:, None] + (down * unit[:, 1:])[..., None]).clamp_(0, 1)
+    dx = torch.addcmul(across[:, None], share, along[:, :1, None], value=-1)
+    dy = torch.addcmul(down[..., None], share, along[:, 1:, None], value=-1)
+    # The exponential of less than -87 is denormal, which takes a CPU 25 times as long.
+    return dx.square_().addcmul_(dy, dy).div_(-2 * sigma**2).clamp_(min=-80).exp_()

@@ -125,6 +125,40 @@ def test_finishing_to_coco_new_follows_augmentation(tmp_path, stream, difference
     np.testing.assert_allclose(batch[0], x, atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("variant", ["mmaction2", "pyskl"])
+@pytest.mark.parametrize("channels", [XYS, XY])
+def test_normalising_a_batch_equals_normalising_before_packing(tmp_path, channels, variant, dtype):
+    layout, size = load_layout("coco"), (480, 640)
+    random = np.random.RandomState(1)
+    pixels = [random.uniform(0, 400, (m, t, 17, len(channels))).astype(dtype) for m, t in SHAPES]
+    for x in pixels:
+        x[..., 2:] = random.uniform(0, 1, x[..., 2:].shape) * (random.rand(*x[..., 2:].shape) > 0.3)
+        x[0, :, 3] = 0
+    before = [normalise_2d(x, size, variant=variant) for x in pixels]
+    stored = "float16" if dtype == "float16" and variant == "mmaction2" else "float32"
+    raw = packed(tmp_path / "raw", layout, channels, pixels, dtype=dtype, size=size)
+    ready = packed(tmp_path / "ready", layout, channels, before, dtype=stored, size=size)
+    for stream in ("joint", "bone_motion"):
+        options = {"stream": stream, "clip_length": LENGTH, "num_clips": 2, "training": False}
+        found = Clips(raw, range(6), normalise_2d=variant, **options).batch(range(6))
+        wanted = Clips(ready, range(6), **options).batch(range(6))
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+        assert len(found) == 12 and not found[0, 1:].any()
+
+
+def test_a_normalised_image_is_mirrored_about_its_middle(tmp_path):
+    layout, size = load_layout("coco"), (480, 640)
+    x = np.random.RandomState(1).uniform(1, 400, (1, LENGTH, 17, 3)).astype(np.float32)
+    store = packed(tmp_path / "s", layout, XYS, [x], size=size)
+    options = {"stream": "joint", "clip_length": LENGTH, "training": True}
+    flip = [{"name": "mirror_flip", "p": 1.0}]
+    rows, draws = [0], torch.Generator().manual_seed(0)
+    normal = Clips(store, [0], normalise_2d="mmaction2", augment=flip, **options).batch(rows, draws)
+    pixels = Clips(store, [0], augment=flip, **options).batch(rows, draws.manual_seed(0))
+    torch.testing.assert_close(normal[..., :2], (pixels[..., :2] - torch.tensor([320, 240])) / torch.tensor([320, 240]))
+
+
 def test_a_batch_does_not_depend_on_its_company(tmp_path):
     store = packed(tmp_path / "s", load_layout("nturgb+d"), XYZ)
     clips = Clips(store, range(6), stream="bone_motion", clip_length=LENGTH, num_clips=3, training=False)

@@ -99,6 +99,14 @@ def test_a_served_member_scores_raw_clips_as_evaluate_does(place: Path, tmp_path
     np.testing.assert_allclose([answers[id] for id in table.ids], table.scores, atol=1e-6)
 
 
+def test_a_raw_clip_without_its_image_size_is_refused(place: Path, tmp_path: Path) -> None:
+    store, params = open_store(place / "packed"), load_params(place / "params.yaml")
+    bundle = member_bundle(tmp_path / "bundle", params, "points", store, place / "runs/points/train/best.pt")
+    np.save(tmp_path / "clip.npy", store.clip(0))
+    with pytest.raises(UserError, match="give every clip its own"):
+        predict(str(bundle), [tmp_path / "clip.npy"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
