@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.catalogue import Released, params_of, recipe_names, released
+from pipeline.catalogue import Released, params_of, recipe_names, released, weights_of
 
 COST_RULE = "estimated training of one member: forward pass x 3 x training clips x passes over them"
 
@@ -83,6 +83,8 @@ def written_out(name: str) -> list[str]:
         head.append(f"# top-5: {', '.join(f'{what} {value:g}' for what, value in recipe.published_top5.items())}")
     if not recipe.umurl:
         head.append(f"# about {cost(recipe) / 1e15:.1f} PMAC a member: {COST_RULE}")
+    if recipe.starts_from:
+        head.append(f"# starts from the weights of {recipe.starts_from}, here in {weights_of(recipe.starts_from)}")
     return [*head, dump(params_of(name))]
 
 

@@ -57,7 +57,7 @@ def reproduce(
         assert data is not None
         raw.unlink(missing_ok=True)
         raw.symlink_to(data.resolve(), target_is_directory=True)
-        if run_in(folder, jobs):
+        if run_in(folder, jobs, "--until", "ensemble"):
             raise UserError(f"{folder}: the run failed, its message stands above")
     else:
         folder = folder or Path.cwd()
