@@ -95,10 +95,11 @@ def import_checkpoint(
     feeding = feeding_of(values, _family(chosen["name"], values, state), takes_heatmaps(chosen["name"]))
     feeding.recipe["stream"] = stream or feeding.recipe["stream"]
     skeleton: Layout = chosen["layout"]
+    channels: Any = chosen.get("in_channels") or getattr(net, "in_channels", 3)
     card = network_card(
         chosen["name"],
         layout=skeleton,
-        in_channels=int(net.in_channels),  # type: ignore[arg-type]
+        in_channels=channels,
         options={k: v for k, v in chosen.items() if k not in ("name", "layout", "num_classes", "in_channels")},
         recipe=feeding.recipe,
         classes=class_names(original.content, chosen["num_classes"], skeleton),
@@ -122,6 +123,7 @@ def import_checkpoint(
     ):
         for line in lines:
             print(f"  {title}: {line}")
+    print(f"  md5: {file_md5(out)}")
     print(f"  registered: {uri}")
     return {"checkpoint": str(out), "uri": uri, "placeholders": original.placeholders, "not_loaded": not_loaded}
 

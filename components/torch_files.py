@@ -242,7 +242,7 @@ def _from_bytes(machine: Machine, content: Any) -> Tensor:
 
 _FROM_BYTES = Name("torch.storage._load_from_bytes", _from_bytes)
 TENSORS = {
-    ("torch._utils", "_rebuild_tensor_v2"): Name("torch._utils._rebuild_tensor_v2", _tensor),
+    **{("torch._utils", name): Name(name, _tensor) for name in ("_rebuild_tensor", "_rebuild_tensor_v2")},
     ("torch._utils", "_rebuild_parameter"): Name("torch._utils._rebuild_parameter", _parameter),
     **{(module, name): Name(name) for module in ("torch", "torch.cuda") for name in DTYPES},
 }

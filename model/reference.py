@@ -306,8 +306,8 @@ def reference_network(
     if num_classes is not None:
         options["num_classes"] = num_classes
     net: Any = create_model(**options)
-    width = config["cls_head"].get("in_channels", net.fc.in_features)
-    if width != net.fc.in_features:
+    width = config.get("cls_head", {}).get("in_channels")
+    if width is not None and width != net.fc.in_features:
         raise UserError(f"cls_head.in_channels = {width}, but the backbone ends with {net.fc.in_features} channels")
     return net, options
 

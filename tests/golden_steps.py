@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.original_pipeline import STREAMS as FEATURES
 from model.augment import gaussian_noise, mirror_flip, part_drop, rotate, scale, spatial_flip
 from model.layouts import Layout, load_layout
 from model.prepare import (
@@ -20,15 +21,6 @@ from model.prepare import (
 )
 from model.sampling import sample_frames
 from model.streams import apply_stream, spatial_part
-
-FEATURES = {
-    "j": "joint",
-    "b": "bone",
-    "k": "kbone",
-    "jm": "joint_motion",
-    "bm": "bone_motion",
-    "km": "kbone_motion",
-}
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_run import CLASSES, annotations, small_params, write_params, write_raw
+from test_heatmap_members import planar, planar_params
 
 from components.params import load_params, parse_params
 from components.storage import file_md5
@@ -159,6 +160,39 @@ def test_evaluate_takes_a_file_directly(place: Path, capsys: pytest.CaptureFixtu
     for split in ("a_test", "development"):
         given, path = (np.load(f"{folder}/best-{split}.npz") for folder in ("scores", "runs/own/scores"))
         assert np.array_equal(given["scores"], path["scores"])
+
+
+def test_heat_maps_are_fine_tuned_as_posec3d_from_kinetics(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pixels of another data set, other classes: everything but the classifier is taken over."""
+    write_raw(place / "flat", planar(annotations()))
+    network = {"base_channels": 4, "stage_blocks": (1, 1, 1)}
+    torch.manual_seed(3)
+    net = create_model("posec3d", layout=load_layout("flat/small.json"), num_classes=5, **network)
+    torch.save({"state_dict": to_original(net, net.state_dict())}, "kinetics.pth")
+    line = ["kinetics.pth", "--model", "posec3d", "--layout", "flat/small.json", "--classes", "5"]
+    assert main(["checkpoint", "import", *line, "--options", "base_channels=4", "stage_blocks=[1, 1, 1]"]) == 0
+    given = {"model": "posec3d", "stream": "keypoint", "weights": "weights/kinetics.pt"}
+    content = planar_params(epochs=1)
+    content["members"] = {"tuned": {**given, "train": "finetune"}}
+    content["ensembles"] = {"all": {"members": {"tuned": 1}}}
+    write_params(place, content)
+    assert main(["preprocess", "--raw", "flat", "--out", "packed"]) == 0
+    run_member("tuned")
+    assert "a new head for 3 classes in place of 5: fc.weight, fc.bias" in capsys.readouterr().err
+    start, end = (load_checkpoint(path)["state"] for path in ("weights/kinetics.pt", "runs/tuned/train/last.pt"))
+    assert end["fc.weight"].shape == (3, 64)
+    for key in (key for key, value in start.items() if value.dim() == 5):
+        # A short training moves kernels a little; other ones would be far apart.
+        assert 0 < (end[key] - start[key]).norm() < 0.5 * start[key].norm(), key
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [([], "--trained, or a file with --checkpoint"), (["--trained", "x", "--checkpoint", "y"], "not both")],
+)
+def test_evaluate_needs_one_source(place: Path, options: list[str], words: str, capsys: Any) -> None:
+    assert main(["evaluate", "--member", "joint", "--data", "packed", "--out", "scores", *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
