@@ -8,7 +8,7 @@ import yaml
 from model.errors import UserError
 
 
-def assign(entry: dict[str, Any], assignment: str, option: str = "--set") -> None:
+def assign(entry: dict[str, Any], assignment: str, option: str) -> None:
     """Set one value in `entry` from `a.b.c=VALUE`. Raises UserError naming the `option` that gave it."""
     path, equals, value = assignment.partition("=")
     if not equals or not path:

@@ -29,6 +29,7 @@ from model.reference import load_original, original_parts, reference_network, to
 
 BACKBONE = "backbone."  # what lies outside it in an original is its head
 CLASSIFIER = re.compile(r"(module\.)?(cls_head\.fc(_cls)?|fc)\.")
+FLAT = ("coco", "openpose", "handmp", "penn")  # layouts of images, whose third channel is a score
 LISTED = {"missing": "missing in the file", "unused": "left over", "shape": "of another shape"}
 
 
@@ -223,8 +224,8 @@ def _register(
 ) -> str:
     """Register the checkpoint as a model that takes raw joints; its URI."""
     recipe = feeding.recipe
-    flat = not skeleton.name.startswith(("nturgb", "kinect"))
-    channels = ["x", "y"] if card["in_channels"] == 2 else ["x", "y", "score" if flat else "z"]
+    solid = any(step["name"] == "normalise_3d" for step in feeding.prepare) or not skeleton.name.startswith(FLAT)
+    channels = ["x", "y"] if card["in_channels"] == 2 else ["x", "y", "z" if solid else "score"]
     # A clip's last joints are derived after it was read.
     raw = load_layout("coco") if recipe.get("finish") else skeleton
     data = Described(raw, card["classes"], channels, np.array([recipe["persons"]]), "", checkpoint.parent)
@@ -233,5 +234,5 @@ def _register(
         bundle = write_bundle(
             Path(scratch) / "bundle", name, [BundleMember(name, checkpoint)], data, preparation, origin
         )
-        tags = {f"origin.{key}": value for key, value in origin.items() if value}
+        tags = {f"origin.{key}": value[:5000] for key, value in origin.items() if value}
         return register_import(connect(Path.cwd()), name, bundle, tags)

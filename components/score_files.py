@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from components.annotations import open_annotations
 from components.files import write_bytes
-from components.pickles import load_pickle
-from components.storage import file_md5
+from components.storage import dvc_md5
 from model.ensemble import fuse
 from model.errors import UserError
 from model.metrics import summary
@@ -43,7 +43,7 @@ def import_scores(
     Args:
         file: the pickle that the original wrote.
         out: the table to write (.npz).
-        annotations: the annotation pickle that it was tested on; only a MMAction2 dump can do without.
+        annotations: the annotation pickle that it was tested on, or its folder; only a MMAction2 dump can do without.
         split: the split that was tested.
         data: folder of the packed store of the same annotations.
         member: name of the table in messages and ensembles (default: the file's).
@@ -63,7 +63,7 @@ def import_scores(
                 f"{file}: holds {len(scores)} samples, split {split!r} of {annotations} has {len(ids)}; name the split "
                 "and the annotation file that were tested"
             )
-        data_hash = file_md5(annotations)
+        data_hash = dvc_md5(annotations)
     elif own_labels is None:
         raise UserError(f"{file}: does not say which samples it scores; give --annotations and --split")
     else:
@@ -167,21 +167,12 @@ def annotated(path: Path, split: str) -> tuple[list[str], np.ndarray]:
 
     Raises UserError naming the file when it has no such split, or a sample without id or label.
     """
-    content = load_pickle(path)
-    if not isinstance(content, dict) or not isinstance(content.get("split"), dict):
-        raise UserError(f"{path}: must hold a dictionary with 'split' and 'annotations', as PYSKL writes it")
-    if split not in content["split"]:
-        raise UserError(f"{path}: has no split {split!r}; it has {', '.join(map(str, content['split']))}")
-    wanted = set(content["split"][split])
-    ids, labels = [], []
-    for number, sample in enumerate(content.get("annotations", [])):
-        id = sample.get("frame_dir", sample.get("filename"))
-        if id in wanted:
-            if not isinstance(id, str) or not isinstance(sample.get("label"), int | np.integer):
-                raise UserError(f"{path}: annotation {number} lacks 'frame_dir' or a whole number 'label'")
-            ids.append(id)
-            labels.append(int(sample["label"]))
-    return ids, np.array(labels, np.int64)
+    opened = open_annotations(path)
+    splits = opened.splits()
+    if split not in splits:
+        raise UserError(f"{path}: has no split {split!r}; it has {', '.join(splits)}")
+    label_of = dict(zip(opened.ids, opened.labels, strict=True))
+    return splits[split], np.array([label_of[id] for id in splits[split]], np.int64)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray | None]:

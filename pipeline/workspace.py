@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from components.assignments import assign
+from components import assignments
 from components.files import read_json, write_text
 from components.params import parse_params
 from model.errors import UserError
@@ -55,7 +55,8 @@ def workspace(
         content["protocol"] = protocol
     if split:
         content.setdefault("datasets", {}).setdefault(dataset, {})["split"] = split_named(files[1], split)
-    change(content["datasets"].get(dataset, {}), set or [])
+    for assignment in set or []:
+        assign(content["datasets"].get(dataset, {}), assignment)
     if only:
         content = keep_members(content, only.split(","))
     where = f"params.yaml for {dataset}"
@@ -102,12 +103,11 @@ def split_named(about: Path, name: str) -> dict[str, Any]:
     return {"name": name, "train": f"{name}_train", "test": tests}
 
 
-def change(entry: dict[str, Any], assignments: list[str]) -> None:
-    """Set parameters of a dataset's entry, beside the name of its recipe where it has only that."""
-    if assignments and isinstance(entry.get("recipe"), str):
+def assign(entry: dict[str, Any], assignment: str) -> None:
+    """Set one parameter of a dataset's entry from `a.b.c=VALUE`; a recipe given by its name becomes one to change."""
+    if assignment.startswith("recipe.") and isinstance(entry.get("recipe"), str):
         entry["recipe"] = {"name": entry["recipe"]}
-    for assignment in assignments:
-        assign(entry, assignment)
+    assignments.assign(entry, assignment, "--set")
 
 
 def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from model.errors import UserError
-from pipeline.workspace import assign, change, keep_members
+from pipeline.workspace import assign, keep_members
 
 CONTENT = {
     "members": {
@@ -44,10 +44,8 @@ def test_parameters_are_set_by_path_with_yaml_values() -> None:
 
 def test_parameters_of_a_named_recipe_are_set_beside_its_name() -> None:
     entry = {"recipe": "protogcn/ntu60-xsub"}
-    change(entry, [])
-    assert entry == {"recipe": "protogcn/ntu60-xsub"}
-    change(entry, ["recipe.epochs=7", "data.dtype=float32"])
-    assert entry == {"recipe": {"name": "protogcn/ntu60-xsub", "epochs": 7}, "data": {"dtype": "float32"}}
+    assign(entry, "recipe.epochs=7")
+    assert entry == {"recipe": {"name": "protogcn/ntu60-xsub", "epochs": 7}}
 
 
 @pytest.mark.parametrize("bad", ["recipe.epochs", "recipe.epochs.more=1", "recipe.epochs={"])
