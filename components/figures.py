@@ -259,6 +259,20 @@ def class_counts(classes: Sequence[str], counts: Mapping[str, NDArray]) -> Figur
     return figure
 
 
+def feature_maps(maps: Mapping[str, NDArray], labels: NDArray, classes: Sequence[str]) -> Figure:
+    """Points (N, 2) of each map side by side, coloured by their class; labels (N,) count in `classes`."""
+    figure, axes = _new(3.4 * len(maps) + 1.6, 3.6, ncols=len(maps))
+    for panel, (title, points) in zip(np.atleast_1d(axes), maps.items(), strict=True):
+        for number, name in enumerate(classes):
+            mine = points[labels == number]
+            look = {"color": style(number)["color"], "marker": "ox^s"[number // len(SERIES) % 4]}
+            panel.scatter(mine[:, 0], mine[:, 1], s=12, linewidths=0.8, label=name, **look)
+        panel.set(title=title, xticks=[], yticks=[])
+    handles, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize=7)
+    return figure
+
+
 def skeleton_strip(clips: Sequence[tuple[str, NDArray]], layout: Mapping[str, Any], frames: int = 9) -> Figure:
     """Key frames of clips (title, (T, M, V, D) with NaN for unseen), a row each."""
     extents = np.array([np.nanmax(clip, axis=(0, 1, 2)) - np.nanmin(clip, axis=(0, 1, 2)) for _, clip in clips])

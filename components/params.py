@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from components.strict import Strict
+from components.umurl_params import Umurl
 from model.errors import UserError
 from model.streams import HEATMAP_STREAMS
 
@@ -18,12 +20,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["development", "last", "published"]
 Options = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Strict(BaseModel):
-    """Base of all parameter models."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SampleData(Strict):
@@ -221,6 +217,7 @@ class Params(Strict):
     register_: Register = Field(alias="register", description="registration")
     sample_data: SampleData = Field(default_factory=SampleData, description="embedded sample data")
     datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
+    umurl: Umurl = Field(default_factory=Umurl, description="unsupervised pre-training, `sixstream umurl`")
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

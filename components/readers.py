@@ -21,9 +21,16 @@ from model.errors import UserError
 from model.layouts import load_layout
 from model.store import Clip
 
+
+def _bodies_of_umurl(raw: ntu.RawClip) -> np.ndarray:
+    """UmURL's choice in the axes of a store, (M, T, V, C) float32; an absent second body stays as zeros."""
+    return ntu.convert_umurl(raw).transpose(3, 1, 2, 0)
+
+
 CONVERSIONS: dict[str, Callable[[ntu.RawClip], np.ndarray]] = {
     "pyskl": ntu.convert_pyskl,
     "mmaction2": ntu.convert_mmaction2,
+    "umurl": _bodies_of_umurl,
 }
 FACTORS = ("subject", "camera", "setup")
 PARALLEL_FROM = 1000  # files; fewer are read before processes have started
@@ -89,7 +96,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _read_skeleton(path: Path, conversion: str) -> tuple[np.ndarray | None, str]:
-    """Joints (M, T, 25, 3) float16, or None and the reason why not."""
+    """Joints (M, T, 25, 3), or None and the reason why not."""
     try:
         joints = CONVERSIONS[conversion](ntu.read_skeleton(path))
     except UserError as error:

@@ -46,7 +46,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
             publish_given(params, member, store, out)
         return
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        _torchrun(processes)
+        torchrun(processes)
         return
     import torch
 
@@ -200,7 +200,7 @@ def _publish(best: Path, last: Path, history: list[dict[str, float]], facts: dic
         write_json(aside / "train.json", facts)
 
 
-def _torchrun(processes: int) -> None:
+def torchrun(processes: int) -> None:
     """The same command once per process; torchrun tells each its rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "pipeline.cli", *sys.argv[1:]]

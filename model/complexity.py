@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.nets.blocks import GraphNetwork
@@ -17,6 +18,7 @@ from model.nets.ctrgcn import RefinedGraphConv
 from model.nets.dgstgcn import TopologyConv
 from model.nets.posec3d import PoseC3D
 from model.nets.protogcn import ProtoGCN
+from model.nets.umurl import UmURL
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,12 @@ class Complexity:
 
 
 def usual_input(net: nn.Module, persons: int = 2, frames: int | None = None, size: int = 64) -> tuple[int, ...]:
-    """The shape of one clip at which figures are published: 2 x 100 frames, or 48 heat maps of 64 x 64."""
+    """The shape of one clip at which figures are published: 2 x 100 frames, or 48 heat maps of 64 x 64.
+
+    UmURL's follows from the network; no figure of its work was published.
+    """
+    if isinstance(net, UmURL):
+        return (1, *net.shape)
     if isinstance(net, PoseC3D):
         return (1, net.in_channels, frames or 48, size, size)
     assert isinstance(net, GraphNetwork)
@@ -67,7 +74,8 @@ def complexity(net: nn.Module, shape: tuple[int, ...], *, with_loss: bool = Fals
     was_training = net.training
     x = torch.zeros(shape, device=next(net.parameters()).device)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # The counter does not know every fused attention kernel.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             if with_loss:
                 net.eval().loss(x, torch.zeros(shape[0], dtype=torch.long, device=x.device))  # type: ignore[operator]
             else:

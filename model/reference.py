@@ -1,4 +1,4 @@
-"""Original checkpoints of ProtoGCN, PYSKL and MMAction2: their configurations and tensor names, to ours and back."""
+"""Original checkpoints (ProtoGCN, PYSKL, MMAction2, UmURL): their configurations and tensor names, to ours and back."""
 
 import re
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.layouts import Layout, load_layout
 from model.nets import create_model
+from model.reference_umurl import umurl_options
 
 State = dict[str, Tensor]
 Options = dict[str, Any]
@@ -229,6 +230,8 @@ def original_parts(net: nn.Module) -> dict[str, list[tuple[str, int]]]:
             for own, parts in module.reference_parts().items():
                 cuts[start + own] = [(start + name, rows) for name, rows in parts]
     own_names = [name for name, _ in net.named_parameters()] + [name for name, _ in net.named_buffers()]
+    if getattr(net, "reference_same_names", False):
+        return {own: [(own, -1)] for own in own_names}
     renames = getattr(net, "reference_renames", ())
     return {
         own: [(_original_name(name, renames), rows) for name, rows in cuts.get(own, [(own, -1)])]
@@ -302,7 +305,10 @@ def reference_network(
 
     `state` holds the original tensors; `num_classes` replaces the dictionary's.
     """
-    options = model_options(config, layout)
+    if config.get("type") == "UmURL":
+        options = umurl_options(config, state, load_layout(layout or "nturgb+d"))
+    else:
+        options = model_options(config, layout)
     if num_classes is not None:
         options["num_classes"] = num_classes
     net: Any = create_model(**options)
@@ -318,7 +324,8 @@ def load_reference(
     """The network of an original checkpoint, in eval mode, with `net.load_report` = {missing, unused, shape}.
 
     `state` is a state dict with original names or a file (read with weights_only). `config` is the original's
-    model dictionary. Raises UserError for an option or a file we cannot read.
+    model dictionary, for UmURL `{"type": "UmURL", "t_input_size": 150, …}`, its constructor's arguments. Raises
+    UserError for an option or a file we cannot read.
     """
     if not isinstance(state, dict):
         state = read_state(Path(state))

@@ -1,12 +1,12 @@
 """The settings of a training, checked, and what follows from them without a network: order of clips, rate, seeds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.errors import UserError
 from model.samplers import class_specific_indices, epoch_indices
@@ -20,7 +20,8 @@ class TrainSettings:
     batch_size: int  # clips per optimiser step, over all ranks
     lr: float
     seed: int
-    momentum: float = 0.9
+    optimiser: str = "sgd"
+    momentum: float = 0.9  # of SGD, as nesterov
     nesterov: bool = True
     weight_decay: float = 5e-4  # of every parameter, norms and topologies included, as the originals do
     schedule: str = "cosine"
@@ -36,9 +37,10 @@ class TrainSettings:
     sync_bn: bool = True  # batch norm over the batches of all ranks
     deterministic: bool = True
     validate_every: int = 1  # epochs
+    save_every: int = 1  # epochs between working checkpoints
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "repeats", "accumulate", "validate_every"):
+        for name in ("epochs", "batch_size", "repeats", "accumulate", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.batch_size < 2:
@@ -47,6 +49,8 @@ class TrainSettings:
             raise UserError(f"lr: {self.lr} must be positive")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule: {self.schedule!r} is none of {', '.join(SCHEDULES)}")
+        if self.optimiser not in OPTIMISERS:
+            raise UserError(f"optimiser: {self.optimiser!r} is none of {', '.join(OPTIMISERS)}")
         if self.nesterov and self.momentum <= 0:
             raise UserError("nesterov: needs a momentum above 0")
         if self.base_batch is not None and self.base_batch < 1:
@@ -57,6 +61,24 @@ class TrainSettings:
             raise UserError(f"class_factors: {min(self.class_factors)} must be positive")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+
+
+def _sgd(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    decay, momentum = settings.weight_decay, settings.momentum
+    return torch.optim.SGD(
+        parameters, lr=settings.lr, momentum=momentum, nesterov=settings.nesterov, weight_decay=decay
+    )
+
+
+def _adam(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+# The training loop sets the rate before every step.
+OPTIMISERS: dict[str, Callable[[Iterable[nn.Parameter], TrainSettings], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+}
 
 
 def _cosine(settings: TrainSettings, iteration: int, per_epoch: int) -> float:

@@ -26,7 +26,14 @@ from model.errors import UserError
 from model.feeding import Feed
 from model.progress import Progress
 from model.score import clip_logits
-from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate, smallest_batch
+from model.settings import (
+    OPTIMISERS,
+    TrainSettings,
+    derived_seed,
+    epoch_batches,
+    learning_rate,
+    smallest_batch,
+)
 from model.working import claimed, load_working, normalised, save_working
 
 Log = Callable[[int, dict[str, float]], None]
@@ -56,12 +63,12 @@ def fit(
 ) -> FitResult:
     """Train `net` in place; under torch.distributed called by every rank.
 
-    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the working
-    checkpoint of the last epoch; a later call with the same settings, card and `fingerprint` goes on from it.
-    `log(epoch, record)` is called by rank 0 after an epoch's checkpoint is on disk. The best epoch is that of
-    the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises UserError for clips
-    that cannot teach anything, settings that do not fit the ranks, a folder in use or holding another
-    training, and a loss or weights that become NaN (the former epoch's checkpoint stays).
+    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the working checkpoint of
+    the last epoch (or last of `save_every`); a later call with the same settings, card and `fingerprint` goes on
+    from it. `log(epoch, record)` is called by rank 0 after an epoch, when its checkpoint, if due, is on disk. The
+    best epoch is that of the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises
+    UserError for clips that cannot teach anything, settings that do not fit the ranks, a folder in use or holding
+    another training, and a loss or weights that become NaN (the former epoch's checkpoint stays).
     """
     device = torch.device(device)
     rank, size = world()
@@ -99,13 +106,7 @@ def _fit(
     net.to(device)
     if size > 1 and settings.sync_bn:
         convert_sync_batchnorm(net)
-    optimiser = torch.optim.SGD(
-        net.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
+    optimiser = OPTIMISERS[settings.optimiser](net.parameters(), settings)
 
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -137,18 +138,19 @@ def _fit(
         record["seconds"] = time.perf_counter() - began
         history.append(record)
         if rank == 0:
-            save_working(
-                folder,
-                epoch + 1,
-                {
-                    "fingerprint": identity,
-                    "epoch": epoch + 1,
-                    "state": plain_state(net),
-                    "optimiser": optimiser.state_dict(),
-                    "best": best,
-                    "history": history,
-                },
-            )
+            if (epoch + 1) % settings.save_every == 0 or last:
+                save_working(
+                    folder,
+                    epoch + 1,
+                    {
+                        "fingerprint": identity,
+                        "epoch": epoch + 1,
+                        "state": plain_state(net),
+                        "optimiser": optimiser.state_dict(),
+                        "best": best,
+                        "history": history,
+                    },
+                )
             progress.epoch(epoch + 1, record)
             if log is not None:
                 log(epoch + 1, dict(record))

@@ -39,6 +39,12 @@ VERBS = {
     "workspace": "pipeline.workspace:workspace",
     "sample-study": "pipeline.study:sample_study",
     "tracking-sync": "components.tracking:sync",
+    "umurl-pretrain": "components.umurl_pretrain:umurl_pretrain",
+    "umurl-features": "components.umurl_features:umurl_features",
+    "umurl-linear": "components.umurl_linear:umurl_linear",
+    "umurl-retrieve": "components.umurl_retrieve:umurl_retrieve",
+    "umurl-plot": "components.umurl_plot:umurl_plot",
+    "umurl": "pipeline.umurl:umurl",
 }
 
 SUMMARIES = {
@@ -65,6 +71,12 @@ SUMMARIES = {
     "workspace": "make a scratch workspace for another dataset",
     "sample-study": "run the pipeline on several seeds of the sample data",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
+    "umurl-pretrain": "pre-train an encoder without labels",
+    "umurl-features": "compute a pre-trained encoder's features of every clip",
+    "umurl-linear": "linear evaluation of all encoders' features",
+    "umurl-retrieve": "retrieval by all encoders' features",
+    "umurl-plot": "draw features of ten classes in two dimensions",
+    "umurl": "run all of UmURL through DVC and print its results",
 }
 
 

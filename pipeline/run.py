@@ -40,10 +40,10 @@ def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
     goals = (until,) if until else GOALS
     if _out_of_date(goals):
         if jobs > 1:
-            _dvc(["repro", "preprocess"])
+            dvc(["repro", "preprocess"])
             with local_server(Path.cwd()) as address:
                 _members(params, jobs, devices, {"MLFLOW_TRACKING_URI": address})
-        _dvc(["repro", *goals])
+        dvc(["repro", *goals])
     else:
         print("everything is up to date")
     return results(params)
@@ -111,7 +111,7 @@ def _members(params: Params, jobs: int, devices: list[str], environment: dict[st
         try:
             # DVC is serial, but several may work on one folder when each waits for the others' locks and touches
             # single stages: with what comes before them, one would want to write what another is reading.
-            return _dvc(["repro", "--single-item", f"train@{name}", f"evaluate@{name}"], extra, True, False) == 0
+            return dvc(["repro", "--single-item", f"train@{name}", f"evaluate@{name}"], extra, True, False) == 0
         finally:
             places.put(device)
 
@@ -122,7 +122,7 @@ def _members(params: Params, jobs: int, devices: list[str], environment: dict[st
         raise UserError(f"members that failed: {', '.join(failed)}; their messages stand above, the others are kept")
 
 
-def _dvc(arguments: list[str], extra: dict[str, str] | None = None, wait: bool = False, check: bool = True) -> int:
+def dvc(arguments: list[str], extra: dict[str, str] | None = None, wait: bool = False, check: bool = True) -> int:
     command = [sys.executable, "-m", "dvc", *(["--wait-for-lock"] if wait else []), *arguments]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **(extra or {})}

@@ -18,7 +18,7 @@ from model.errors import UserError
 from pipeline.catalogue import expand
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ("model", "components", "pipeline/recipes", "dvc.yaml", ".dvcignore")
+CARRIED = ("model", "components", "pipeline/recipes", "pipeline/unsupervised", "dvc.yaml", ".dvcignore")
 
 
 def workspace(

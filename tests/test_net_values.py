@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_nets import clips, small
+from small_nets import clips, scores, small
 from torch import nn
 
 from model.nets import NETWORKS
@@ -28,7 +28,7 @@ def values(name, layout):
             module.p = 0.0
     x = clips(net)
     x = torch.cos(torch.arange(x.numel(), dtype=torch.float64) * 1.3).reshape(x.shape)
-    logits = net.eval()(x)
+    logits = scores(net.eval(), x)
     loss, _ = net.train().loss(x, torch.tensor([0, 4, 4]))
     loss.backward()
     gradient = torch.stack([p.grad.norm() for p in net.parameters()]).norm()

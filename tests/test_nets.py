@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import CLASSES, clips, small
+from small_nets import CLASSES, clips, scores, small
 
 from model import create_model
 from model.complexity import complexity, usual_input
@@ -22,6 +22,7 @@ everywhere = pytest.mark.parametrize(("name", "layout"), [(name, layout) for nam
 def test_forward_backward_and_a_missing_joint(name, layout):
     net = small(name, layout)
     x, labels = clips(net), torch.tensor([0, 4, 4])
+    # Joints are channels of heat maps, and next to last of all the others' axes.
     (x[:, 3] if name == "posec3d" else x[..., 3, :]).zero_()
     total, parts = net.loss(x, labels)
     total.backward()
@@ -29,11 +30,11 @@ def test_forward_backward_and_a_missing_joint(name, layout):
     for parameter_name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
     net.eval()
-    logits = net(x)
+    logits = scores(net, x)
     assert logits.shape == (3, CLASSES) and logits.isfinite().all()
     torch.testing.assert_close(net.fc(net.features(x)), logits)
     # A clip's scores do not depend on its neighbours in the batch.
-    torch.testing.assert_close(net(x[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores(net, x[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
 
 
 @everywhere
@@ -69,8 +70,10 @@ def test_bfloat16_autocast(name, layout):
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "posec3d"])
 @pytest.mark.parametrize(("persons", "channels", "frames"), [(1, 2, 9), (3, 4, 7)])
 def test_persons_channels_and_frames_are_free(name, persons, channels, frames):
-    net = small(name, "handmp", in_channels=channels, persons=persons)
-    assert net(torch.randn(2, persons, frames, 21, channels)).shape == (2, CLASSES)
+    length = {"frames": frames} if name == "umurl" else {}
+    net = small(name, "handmp", in_channels=channels, persons=persons, **length)
+    x = torch.randn(2, persons, frames, 21, channels)
+    assert scores(net, x.permute(0, 4, 2, 3, 1) if name == "umurl" else x).shape == (2, CLASSES)
 
 
 def test_heat_maps_of_limbs_have_their_own_count():
@@ -91,6 +94,10 @@ def test_mistakes_are_named():
         small("agcn", "coco")(torch.zeros(1, 1, 8, 17, 3))
     with pytest.raises(UserError, match="17 key points"):
         small("posec3d", "coco")(torch.zeros(1, 3, 8, 8, 8))
+    with pytest.raises(UserError, match="17 joints, 2 persons"):
+        small("umurl", "coco")(torch.zeros(1, 3, 11, 25, 2))
+    with pytest.raises(UserError, match="'mlp'.*fused_projector"):
+        small("umurl", "coco", head="mlp")
     assert "down_stages" in network_options("stgcnpp") and "num_prototypes" in network_options("protogcn")
 
 

@@ -54,6 +54,7 @@ CONFIGS = {
         "cls_head": {"type": "I3DHead", "in_channels": 64, "num_classes": 5, "dropout": 0.5},
         "test_cfg": {"average_clips": "prob"},
     },
+    "umurl": {"type": "UmURL", "t_input_size": 2 * 17 * 3, "s_input_size": 11 * 3, "hidden_size": 8},
 }
 
 
@@ -65,8 +66,10 @@ def test_export_and_import_are_inverse(name, classifier):
         if tensor.is_floating_point():
             tensor.normal_()
     state = to_original(net, net.state_dict(), classifier)
-    assert all(key.startswith(("backbone.", f"cls_head.{classifier}.", "cls_head.csc_loss.")) for key in state)
-    copy = load_reference({f"module.{key}": value for key, value in state.items()}, CONFIGS[name])
+    heads = ("fc.",) if name == "umurl" else (f"cls_head.{classifier}.", "cls_head.csc_loss.")
+    assert all(key.startswith(("backbone.", *heads)) for key in state)
+    layout = "coco" if name == "umurl" else None  # the others' configurations name it
+    copy = load_reference({f"module.{key}": value for key, value in state.items()}, CONFIGS[name], layout)
     assert copy.load_report == {"missing": [], "unused": [], "shape": []} and not copy.training
     for key, value in net.state_dict().items():
         if key != "contrast.bank":  # the originals never save it
@@ -170,3 +173,15 @@ def test_files(tmp_path):
             load_reference(tmp_path / file, CONFIGS["ctrgcn"])
     with pytest.raises(UserError, match="nowhere.pth"):
         load_reference(tmp_path / "nowhere.pth", CONFIGS["ctrgcn"])
+
+
+def test_sizes_of_umurl_that_do_not_fit_are_named():
+    state = {"backbone.mm_fusion.t_fusion.0.weight": torch.zeros(8, 8)}
+    with pytest.raises(UserError, match="25 joints of layout 'nturgb"):
+        load_reference(state, CONFIGS["umurl"])
+    with pytest.raises(UserError, match="'dropout' is not supported"):
+        load_reference(state, {**CONFIGS["umurl"], "dropout": 0.1}, "coco")
+    with pytest.raises(UserError, match="model.hidden_size is missing"):
+        load_reference(state, {"type": "UmURL", "t_input_size": 150, "s_input_size": 192})
+    report = load_reference(state, CONFIGS["umurl"], "coco").load_report
+    assert "j_projector.0.weight" in report["missing"] and report["unused"] == []

@@ -19,6 +19,7 @@ from model.nets.dgstgcn import DGSTGCN
 from model.nets.posec3d import PoseC3D
 from model.nets.protogcn import ProtoGCN
 from model.nets.stgcn import PLUS_PLUS, STGCN
+from model.nets.umurl import UmURL
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "stgcn": STGCN,
@@ -28,6 +29,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dgstgcn": DGSTGCN,
     "protogcn": ProtoGCN,
     "posec3d": PoseC3D,
+    "umurl": UmURL,
 }
 
 
@@ -63,6 +65,7 @@ def create_model(
     Graph networks: `net(x)` gives logits (N, num_classes) for float32 x (N, M, T, V, in_channels), three channels
     unless given. `posec3d`: x (N, in_channels, T, H, W) heat maps, one channel per joint unless given. All have
     `net.features(x)`, what the classifier sees, and `net.loss(x, labels)`, the total and its detached parts by name.
+    `umurl`: x (N, in_channels, T, V, M) gives features; what it is trained on depends on its option `head`.
     Raises UserError for an unknown name, layout or option.
     """
     known = network_options(name)
