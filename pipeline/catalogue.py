@@ -135,8 +135,13 @@ def _expand_entry(entry: Any, where: str) -> Any:
         "split": recipe.split.model_dump(exclude_unset=True),
         **entry,
         "data": {**given, **own_data},
-        "recipe": merge({**recipe.recipe, "released": chosen["name"]}, changes),
+        "recipe": merge(expanded_recipe(chosen["name"]), changes),
     }
+
+
+def expanded_recipe(name: str) -> dict[str, Any]:
+    """The part `recipe` of an entry that names this recipe and changes nothing."""
+    return {**released(name).recipe, "released": name}
 
 
 def load_expanded(path: str | Path) -> Params:

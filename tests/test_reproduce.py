@@ -10,13 +10,15 @@ import torch
 import yaml
 from small_run import annotations, write_raw
 
+from components.files import write_json
 from components.storage import file_md5
 from model.errors import UserError
 from model.nets import create_model
 from model.reference import to_original
 from pipeline import catalogue
 from pipeline.cli import main
-from pipeline.reproduce import comparison, with_weights
+from pipeline.reproduce import comparison, member_figures, with_weights
+from pipeline.workspace import ROOT
 
 NETWORK = {"base_channels": 16, "num_stages": 2, "inflate_stages": [2], "down_stages": [2], "num_prototypes": 4}
 RECIPE: dict[str, Any] = {
@@ -70,6 +72,7 @@ def test_given_weights_are_tested_and_compared(
     command = ["reproduce", "tiny/small", "--checkpoints", "bone=bone.pth", "--data", "raw"]
     assert main([*command, "--folder", "place"]) == 1  # some clip is right, and 0 % is what is published
     printed = capsys.readouterr().out
+    assert "not as released" not in printed
     assert "joint            -       0.00              not tested" in printed and "within 0.1 points" in printed
 
     found = json.loads((tmp_path / "place/ensembles/small/published/metrics.json").read_text())
@@ -111,7 +114,7 @@ def test_mistakes_are_named(recipes: Any, tmp_path: Path, capsys: pytest.Capture
     assert main(["reproduce", "tiny/small"]) == 2
     assert "'small' follows no released recipe, not tiny/small" in capsys.readouterr().err
     recipes(published={})
-    with pytest.raises(UserError, match="no figures of single members were published"):
+    with pytest.raises(UserError, match="no figures were published"):
         from pipeline.reproduce import reproduce
 
         reproduce("tiny/small")
@@ -123,15 +126,31 @@ def test_bounds_of_a_comparison(recipes: Any) -> None:
 
     def verdict(mean_class: float, both_ways: bool) -> bool:
         entry = {"chosen": "best", "best": {"a_test": {"top1": 0.0, "mean_class": mean_class}}}
-        metrics = {"members": {"protogcn-joint-s0": entry}, "ensembles": {}}
-        lines, passed = comparison(recipe, metrics, "a_test", 0.1, both_ways=both_ways)
+        ours = member_figures(recipe, {"members": {"protogcn-joint-s0": entry}, "ensembles": {}}, "a_test")
+        lines, passed = comparison(recipe, ours, 0.1, both_ways=both_ways)
         assert lines[0].startswith("mean class")
         return passed
 
     assert verdict(0.9144, True) and verdict(0.9164, True)
     assert not verdict(0.9143, True) and not verdict(0.9143, False)
     assert not verdict(0.9166, True) and verdict(0.9166, False)
-    assert comparison(recipe, {"members": {}, "ensembles": {}}, "a_test", 9, both_ways=True)[0][1].endswith(
-        "not tested"
-    )
-    assert not comparison(recipe, {"members": {}, "ensembles": {}}, "a_test", 9, both_ways=True)[1]
+    lines, passed = comparison(recipe, {}, 9, both_ways=True)
+    assert lines[1].endswith("not tested") and not passed
+
+
+def test_pre_training_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | catalogue.params_of("umurl/ntu60-xview")
+    content["umurl"]["pretrain"]["epochs"] = 20
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    place = tmp_path / "unsupervised" / "ntu60-xview" / "published"
+    linear = {"chosen": "best_on_test", "best_on_test": {"xview_val": {"top1": 0.91}}}
+    write_json(place / "linear" / "metrics.json", {"umurl": linear})
+    write_json(place / "retrieval" / "metrics.json", {"umurl": {"xview_val": {"top1": 0.88}}})
+    assert main(["reproduce", "umurl/ntu60-xview"]) == 1  # 88.9 is published of retrieval
+    printed = capsys.readouterr().out
+    assert "linear" in printed and "+0.10  pass" in printed and "-0.90  fail" in printed
+    assert "not as released: pretrain" in printed
+    assert main(["reproduce", "umurl/ntu60-xview", "--checkpoints", "a=b"]) == 2
