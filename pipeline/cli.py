@@ -6,6 +6,7 @@ Mistakes a user can mend end with their message and exit code 2; nothing else pr
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -102,6 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sixstream: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("sixstream: interrupted", file=sys.stderr)
         return 130
