@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from components.files import staged_dir, write_json
 from components.params import Params
+from components.processes import joined, spread_over
 from components.splits import parts_of
 from components.tracked import log_member_facts, member_key, member_run
 from components.versions import content_key
@@ -45,24 +45,17 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
             log_member_facts(tracked, params, member, store)
             publish_given(params, member, store, out)
         return
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        torchrun(processes)
+    if spread_over(processes):
         return
-    import torch
-
-    from model.distributed import init_from_env
     from model.train import fit
 
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    rank, _ = init_from_env(device)
-    store = open_store(data)
-    job, given = prepare_job(params, member, store, device)
-    key = member_key(params, member, store.data_hash)
-    if given is not None:
-        key = content_key(key, given.md5)
     with contextlib.ExitStack() as stack:
-        if torch.distributed.is_initialized():
-            stack.callback(torch.distributed.destroy_process_group)
+        device, rank = stack.enter_context(joined())
+        store = open_store(data)
+        job, given = prepare_job(params, member, store, device)
+        key = member_key(params, member, store.data_hash)
+        if given is not None:
+            key = content_key(key, given.md5)
         run = stack.enter_context(member_run(params, member, store)) if rank == 0 else None
         if run is not None:
             log_member_facts(run, params, member, store)
@@ -198,13 +191,3 @@ def _publish(best: Path, last: Path, history: list[dict[str, float]], facts: dic
         shutil.copyfile(last, aside / "last.pt")
         write_json(aside / "history.json", history)
         write_json(aside / "train.json", facts)
-
-
-def torchrun(processes: int) -> None:
-    """The same command once per process; torchrun tells each its rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "pipeline.cli", *sys.argv[1:]]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    code = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
-    if code:
-        raise UserError(f"training in {processes} processes failed (exit code {code}); the message stands above")

@@ -1,16 +1,16 @@
 """Pre-training an encoder of UmURL without labels: the packed store → encoder.pt and the learning curve."""
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from components.files import staged_dir, write_json
 from components.params import Params
+from components.processes import joined, spread_over
 from components.splits import parts_of
 from components.tracked import CODE
-from components.train import WORK, torchrun
+from components.train import WORK
 from components.umurl import encoder_run, head_of, pretraining_key
 from model.store import Store, open_store
 
@@ -32,24 +32,17 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
         UserError: an unknown encoder, or data and options with which training would be meaningless.
     """
     head_of(encoder)
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        torchrun(processes)
+    if spread_over(processes):
         return
-    import torch
-
     from model.checkpoint import plain_state, publish
-    from model.distributed import init_from_env
     from model.train import fit
 
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    rank, _ = init_from_env(device)
-    store = open_store(data)
-    key = pretraining_key(params, encoder, store.data_hash)
-    net, card = build_encoder(params, encoder, store)
-    facts: dict[str, Any] = {"encoder": encoder, "parameters": sum(p.numel() for p in net.parameters())}
     with contextlib.ExitStack() as stack:
-        if torch.distributed.is_initialized():
-            stack.callback(torch.distributed.destroy_process_group)
+        device, rank = stack.enter_context(joined())
+        store = open_store(data)
+        key = pretraining_key(params, encoder, store.data_hash)
+        net, card = build_encoder(params, encoder, store)
+        facts: dict[str, Any] = {"encoder": encoder, "parameters": sum(p.numel() for p in net.parameters())}
         run = stack.enter_context(encoder_run(params, encoder, store)) if rank == 0 else None
         if run is not None:
             run.log_params({"umurl": params.umurl.model_dump(), "encoder": encoder})

@@ -20,6 +20,7 @@ COMPUTING = (
     "kinetics.py",
     "source.py",
     "pickles.py",
+    "umurl_pretrain.py",
 )
 
 

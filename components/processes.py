@@ -1,0 +1,41 @@
+"""Several processes that train as one, one per GPU (or CPU part) of this machine."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from model.errors import UserError
+
+
+def spread_over(processes: int) -> bool:
+    """Run this command once per process by torchrun, which tells each its rank; whether that was done.
+
+    False in one of these processes, and where one is enough. Raises UserError when a process fails.
+    """
+    if processes <= 1 or "WORLD_SIZE" in os.environ:
+        return False
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "pipeline.cli", *sys.argv[1:]]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    code = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
+    if code:
+        raise UserError(f"training in {processes} processes failed (exit code {code}); the message stands above")
+    return True
+
+
+@contextmanager
+def joined() -> Iterator[tuple[str, int]]:
+    """Join the processes that torchrun started, if there are any; yields the device and rank of this one."""
+    import torch
+
+    from model.distributed import init_from_env
+
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    rank, _ = init_from_env(device)
+    try:
+        yield device, rank
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
