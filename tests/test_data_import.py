@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from fake_s3 import serve_s3
@@ -15,9 +17,11 @@ from pose_files import write_coco, write_labels, write_mediapipe, write_openpose
 from small_run import annotations, small_params, write_params, write_raw
 from test_readers import raw_folder
 
+from components.bundle import BundleMember, load_bundle, write_bundle
 from components.detect import detect_reader
 from components.params import load_params
 from components.storage import put
+from components.tracked import preparation
 from model.errors import UserError
 from model.layouts import load_layout
 from model.store import open_store
@@ -159,9 +163,18 @@ def test_import_ends_with_an_artifact_that_dvc_tracks(place):
     assert open_store("packed").data_hash == out["md5"]
 
 
-def test_from_an_openpose_folder_to_predictions(place, capsys):
-    write_openpose(place / "own")
-    assert main(["data", "import", "own", "--name", "mine", "--image-size", "480", "640", "--write"]) == 0
+def ntu_folder(folder: Path) -> None:
+    folder.mkdir()
+    raw_folder(folder, NTU)
+
+
+@pytest.mark.parametrize("form", ["openpose", "pickle", "zip", "folder", "table"])
+def test_from_files_to_predictions(place, capsys, database, form):
+    shutil.copyfile(database, place / "mlflow.db")
+    {**{name: write for name, (write, _, _) in FORMS.items()}, "folder": ntu_folder}[form](place / "own")
+    size = ["--image-size", "480", "640"] if form in ("openpose", "table") else []
+    assert main(["data", "import", "own", "--name", "mine", *size, "--write"]) == 0
+    assert main(["data", "check", "mine"]) == 0
     content = yaml.safe_load(Path("params.yaml").read_text())
     content["dataset"], content["protocol"] = "mine", "last"
     recipe = content["datasets"]["mine"]["recipe"]
@@ -171,9 +184,6 @@ def test_from_an_openpose_folder_to_predictions(place, capsys):
     write_params(place, content)
     assert main(["preprocess", "--raw", "data/raw/mine", "--out", "packed"]) == 0
     assert main(["train", "--member", "joint", "--data", "packed", "--out", "joint/train"]) == 0
-    from components.bundle import BundleMember, write_bundle
-    from components.tracked import preparation
-
     bundle = write_bundle(
         place / "bundle", "mine", [BundleMember("joint", Path("joint/train/last.pt"))], open_store("packed"),
         preparation(load_params("params.yaml")),
@@ -182,4 +192,7 @@ def test_from_an_openpose_folder_to_predictions(place, capsys):
     assert main(["predict", str(bundle), "own", "--as-json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert sorted(answer["id"] for answer in answers) == sorted(open_store("packed").ids)
-    assert {answer["class"] for answer in answers} <= {"kick", "wave"}
+    assert {answer["class"] for answer in answers} <= set(open_store("packed").classes)
+    same = load_bundle(bundle, "cpu").score(open_store("packed"), np.arange(len(answers)), "all")
+    expected = dict(zip(same.ids, same.scores.tolist(), strict=True))
+    assert all(np.allclose(answer["scores"], expected[answer["id"]], atol=1e-5) for answer in answers)
