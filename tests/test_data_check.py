@@ -94,6 +94,17 @@ def test_exact_and_near_copies_are_told_apart(tmp_path):
     assert "1 clips of test are copies of clips of train, 1 more nearly so" in said(numbers, "warning")
 
 
+def test_copies_are_found_across_the_parts_in_which_they_are_sought(monkeypatch):
+    shorts = np.random.default_rng(0).normal(0, 1, (40, 96)).astype(np.float32)
+    for i, j in ((0, 39), (5, 6), (17, 30)):
+        shorts[j] = shorts[i] + np.float32(0.01)
+    whole = near_copies(shorts)
+    monkeypatch.setattr("model.inspection.CHUNK", 7)
+    assert near_copies(shorts) == whole == [(0, 39), (5, 6), (17, 30)]
+    monkeypatch.setattr("model.inspection.MOST_PAIRS", 2)
+    assert near_copies(shorts) == whole[:2]
+
+
 def test_the_copies_in_nw_ucla_are_found(tmp_path, data_dir):
     from components.annotations import read_annotations
 
