@@ -85,7 +85,7 @@ def kfp_run(
     from kfp import local as runner
 
     out = out.resolve()
-    compile_to(params, out / "pipeline.yaml", data, graph)
+    compile_to(params, out / "pipeline.yaml", data, graph, retries=False)  # what fails here fails again
     os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["SIXSTREAM_WORKSPACE"] = str(Path.cwd())
     runner.init(runner.SubprocessRunner(use_venv=False), pipeline_root=str(out))
@@ -109,20 +109,20 @@ def kfp_lint(package: Path, /, *, development: bool = False) -> int:
     return 1 if wrong else 0
 
 
-def compile_to(params: Params, out: Path, data: str, graph: Path) -> None:
+def compile_to(params: Params, out: Path, data: str, graph: Path, retries: bool = True) -> None:
     """Compile the pipeline of `params` into the file `out`."""
     from kfp import compiler
 
     aside = out.with_name(f".{out.stem}.compiling.yaml")  # kfp goes by the suffix
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        compiler.Compiler().compile(build(params, data, graph), str(aside))
+        compiler.Compiler().compile(build(params, data, graph, retries), str(aside))
         write_bytes(out, aside.read_bytes())
     finally:
         aside.unlink(missing_ok=True)
 
 
-def build(params: Params, data: str, graph: Path) -> Any:
+def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
     """The pipeline as kfp has it."""
     from kfp import dsl
 
@@ -150,7 +150,7 @@ def build(params: Params, data: str, graph: Path) -> Any:
             task.set_display_name(stage.name.replace("@", " "))
             task.set_env_variable(PARAMS, whole)
             task.after(*(tasks[name] for name in stage.follows))
-            _equip(task, params.compute, params.compute.of(stage.verb))
+            _equip(task, params.compute, params.compute.of(stage.verb), retries)
             tasks[stage.name] = task
 
     logging.getLogger("kfp").setLevel(logging.WARNING)
@@ -197,7 +197,7 @@ def _output(task: Any) -> Any:
     return task.outputs["out"] if "out" in task.outputs else task.output
 
 
-def _equip(task: Any, compute: Compute, resources: Resources) -> None:
+def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> None:
     """Give a task its resources, variables and retries."""
     from kfp import kubernetes
 
@@ -205,7 +205,7 @@ def _equip(task: Any, compute: Compute, resources: Resources) -> None:
     task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
     if resources.accelerators:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.accelerators)
-    if resources.retries:
+    if retries and resources.retries:
         # kfp's window is one hour from the first attempt, in which a late pre-emption is final.
         task.set_retry(
             resources.retries,

@@ -13,6 +13,7 @@ from model.errors import UserError
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|(ACCESS|API|PRIVATE)_KEY)(_|$)", re.IGNORECASE)
 SHORT = 3600  # seconds: kfp's own window for retries
+Found = tuple[str, Any, Any, frozenset[str]]
 AT_THE_END = "ALL_UPSTREAM_TASKS_COMPLETED"  # of a task that runs whether or not those before it failed
 
 
@@ -42,13 +43,15 @@ def lint(spec: Mapping[str, Any], development: bool = False) -> list[str]:
         if "container" in executor:
             found += [f"{name}: {fault}" for fault in _container(executor["container"], task, development)]
         looped = "loop" in inside or any(key in task for key in ("parameterIterator", "artifactIterator"))
+        address = executor.get("importer", {}).get("artifactUri", {}).get("constant", "s3://")
+        if not development and "://" not in address:
+            found.append(f"{name}: {address} is a path of this machine; name data in an object store with --data")
         if "importer" in executor and looped:
             found.append(f"{name}: an importer inside a loop fails on clusters; import before the loop")
         if looped and "handler" in inside and "dag" in component:
             found.append(f"{name}: a loop inside an exit handler fails on clusters; unroll it")
-        if task.get("triggerPolicy", {}).get("strategy") == AT_THE_END and task.get("cachingOptions", {}).get(
-            "enableCache"
-        ):
+        cached = task.get("cachingOptions", {}).get("enableCache")
+        if cached and _is_exit(task):
             found.append(f"{name}: a cached exit task does not run a second time; switch its cache off")
     return found
 
@@ -78,17 +81,12 @@ def _container(container: Mapping[str, Any], task: Mapping[str, Any], developmen
             yield f"variable {name} holds a credential in plain text; name a Kubernetes secret in compute.secrets"
 
 
-def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, frozenset[str]]]:
+def _tasks(spec: Mapping[str, Any]) -> Iterator[Found]:
     """(name, task, its component, what it is inside of: `loop`, `handler`) of every task, depth first."""
 
-    def walk(dag: Mapping[str, Any], inside: frozenset[str]) -> Iterator[tuple[str, Any, Any, frozenset[str]]]:
+    def walk(dag: Mapping[str, Any], inside: frozenset[str]) -> Iterator[Found]:
         tasks = dag["tasks"]
-        handled = {
-            before
-            for task in tasks.values()
-            if task.get("triggerPolicy", {}).get("strategy") == AT_THE_END
-            for before in task.get("dependentTasks", [])
-        }
+        handled = {before for task in tasks.values() if _is_exit(task) for before in task.get("dependentTasks", [])}
         for name, task in tasks.items():
             component = spec["components"][task["componentRef"]["name"]]
             yield name, task, component, inside
@@ -101,3 +99,7 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, frozenset[s
                 yield from walk(component["dag"], frozenset(within))
 
     return walk(spec["root"]["dag"], frozenset())
+
+
+def _is_exit(task: Mapping[str, Any]) -> bool:
+    return bool(task.get("triggerPolicy", {}).get("strategy") == AT_THE_END)
