@@ -127,7 +127,7 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
     from kfp import dsl
 
     order = stages(params, graph)
-    whole = json.dumps(plain(params), sort_keys=True)
+    whole = json.dumps(plain(params))  # the order of members is that of sums and tables
 
     def pipeline() -> None:
         tasks: dict[str, Any] = {}
@@ -140,9 +140,13 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
             component = dsl.component(base_image=params.compute.image, install_kfp_package=False)(
                 _function(stage, list(inputs))
             )
+            resources = params.compute.of(stage.verb)
+            shared = (
+                f" --processes {resources.accelerators}" if stage.verb == "train" and resources.accelerators > 1 else ""
+            )
             task = component(
                 name=stage.name,
-                command=stage.command,
+                command=stage.command + shared,
                 settings=json.dumps(stage.params, sort_keys=True),  # kfp has no null
                 places={"out": stage.out} | {name: path for name, (_, path) in inputs.items()},
                 **{name: _output(before) for name, (before, _) in inputs.items()},
@@ -150,7 +154,7 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
             task.set_display_name(stage.name.replace("@", " "))
             task.set_env_variable(PARAMS, whole)
             task.after(*(tasks[name] for name in stage.follows))
-            _equip(task, params.compute, params.compute.of(stage.verb), retries)
+            _equip(task, params.compute, resources, retries)
             tasks[stage.name] = task
 
     logging.getLogger("kfp").setLevel(logging.WARNING)
@@ -205,6 +209,8 @@ def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> 
     task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
     if resources.accelerators:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.accelerators)
+    if resources.accelerators > 1:  # a container's own 64 MB are too little for processes that exchange gradients
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
     if retries and resources.retries:
         # kfp's window is one hour from the first attempt, in which a late pre-emption is final.
         task.set_retry(

@@ -97,6 +97,7 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
         "tasks": {
             "train": {
                 "accelerator": "nvidia.com/mig-1g.10gb",
+                "accelerators": 2,
                 "node_selector": {"pool": "spot"},
                 "tolerations": [taint],
                 "window": 100,
@@ -113,10 +114,12 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
     assert train["image"] == compute["image"]
     assert train["resources"]["accelerator"]["resourceType"] == "nvidia.com/mig-1g.10gb"
     assert "accelerator" not in evaluate["resources"]
+    assert _tasks(spec)["train@joint"][2].endswith("/train --processes 2")
     assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in train["env"]
     own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train-joint"]
     assert own["nodeSelector"]["labels"] == {"pool": "spot"}
     assert own["tolerations"][0]["key"] == "gpu" and own["secretAsEnv"][0]["keyToEnv"][0]["secretKey"] == "key"
+    assert own["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
     retry = spec["root"]["dag"]["tasks"]["train-joint"]["retryPolicy"]
     assert retry["backoffMaxDuration"] == "360000s"
     importer = executors["exec-importer"]["importer"]
@@ -162,6 +165,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
 
     content = small_params()
     content["datasets"]["small"]["recipe"]["epochs"] = 1
+    assert list(content["members"]) != sorted(content["members"])  # sums and tables go by their order
     params = parse_params(content, "here")
     by_kfp, directly = tmp_path / "kfp", tmp_path / "directly"
     for folder in (by_kfp, directly):
