@@ -19,6 +19,7 @@ from components.compute import Compute, Resources
 from components.files import write_bytes
 from components.params import Params
 from model.errors import UserError
+from pipeline.cli import VERBS
 from pipeline.graph import Stage, plain, stages
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import PARAMS, object_md5
@@ -127,6 +128,7 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
     from kfp import dsl
 
     order = stages(params, graph)
+    _check_names(order, params.compute)
     whole = json.dumps(plain(params))  # the order of members is that of sums and tables
 
     def pipeline() -> None:
@@ -164,6 +166,19 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
 def identifier(name: str) -> str:
     """The name of a stage as Python can have it."""
     return re.sub(r"\W", "_", name)
+
+
+def _check_names(order: list[Stage], compute: Compute) -> None:
+    """Raise UserError for stages that kfp could not tell apart, and for resources of no stage."""
+    by_identifier: dict[str, str] = {}
+    for stage in order:
+        other = by_identifier.setdefault(identifier(stage.name), stage.name)
+        if other != stage.name:
+            raise UserError(f"{stage.name} and {other}: kfp cannot tell these names apart; rename a member")
+    for verb in compute.tasks:
+        if verb not in VERBS:
+            known = ", ".join(dict.fromkeys(stage.verb for stage in order))
+            raise UserError(f"compute.tasks.{verb}: no stage runs this verb; there are {known}")
 
 
 def _function(stage: Stage, inputs: list[str]) -> Callable[..., None]:

@@ -132,6 +132,16 @@ def test_an_accelerator_that_nothing_uses_is_refused() -> None:
         parse_params(small_params(compute={"tasks": {"report": {"accelerators": 1}}}), "here")
 
 
+def test_names_that_mislead_are_refused(tmp_path: Path) -> None:
+    content = small_params(compute={"tasks": {"trian": {"cpu": "8"}}})
+    with pytest.raises(UserError, match="compute.tasks.trian: .* there are .*train"):
+        compile_to(parse_params(content, "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+    members = {**small_params()["members"], "bo-ne": {"model": "protogcn", "stream": "bone"}}
+    members["bo_ne"] = members["bo-ne"]
+    with pytest.raises(UserError, match="train@bo_ne and train@bo-ne"):
+        compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+
+
 def _remote(folder: Path, raw: Path) -> str:
     """A DVC remote that holds the folder `raw`; the address of its object."""
     listing = []
