@@ -17,7 +17,7 @@ from components.params import parse_params
 from components.storage import dvc_md5, dvc_object, file_md5
 from model.errors import UserError
 from pipeline.catalogue import entry, load_expanded
-from pipeline.kubeflow import RAW, compile_to, kfp_compile
+from pipeline.kubeflow import compile_to, kfp_compile
 from pipeline.kubeflow_lint import load_package
 from pipeline.workspace import ROOT, fill_workspace
 
@@ -182,8 +182,9 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
         folder.mkdir()
         shutil.copyfile(database, folder / "mlflow.db")
     write_params(by_kfp, content)
-    raw = write_raw(directly / "raw", annotations())
-    done = _kfp_run(by_kfp, "--data", _remote(tmp_path / "remote", raw))
+    raw = Path("data") / "raw" / "small"  # the store names it
+    write_raw(directly / raw, annotations())
+    done = _kfp_run(by_kfp, "--data", _remote(tmp_path / "remote", directly / raw))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     (made,) = (by_kfp / "kfp-runs").glob("sixstream-small-*")
 
@@ -220,4 +221,3 @@ def test_a_failed_task_fails_the_run_with_its_message(tmp_path: Path) -> None:
     done = _kfp_run(tmp_path)
     assert done.returncode == 2 and "data.reader: 'nonsense' is none of" in done.stdout
     assert re.search(r"kfp run: .*preprocess", done.stderr) and not list(tmp_path.rglob("train-joint"))
-    assert RAW not in os.listdir(tmp_path)
