@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -12,6 +11,7 @@ from model.errors import UserError
 
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|(ACCESS|API|PRIVATE)_KEY)(_|$)", re.IGNORECASE)
+WITH_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")  # an address such as http://user:password@host
 SHORT = 3600  # seconds: kfp's own window for retries
 Found = tuple[str, Any, Any, frozenset[str]]
 AT_THE_END = "ALL_UPSTREAM_TASKS_COMPLETED"  # of a task that runs whether or not those before it failed
@@ -63,8 +63,7 @@ def _container(container: Mapping[str, Any], task: Mapping[str, Any], developmen
     resources = container.get("resources", {})
     accelerator = resources.get("accelerator")
     if accelerator is not None:
-        count = accelerator.get("resourceCount") or accelerator.get("count") or 0
-        if int(count) < 1:
+        if str(accelerator.get("resourceCount") or accelerator.get("count") or 0) == "0":
             yield "names an accelerator without a number of them, so it gets none; set a limit"
         if not (resources.get("resourceMemoryLimit") or resources.get("memoryLimit")):
             yield "has an accelerator and no memory limit; set one, or a leak takes the node's other tasks with it"
@@ -77,7 +76,7 @@ def _container(container: Mapping[str, Any], task: Mapping[str, Any], developmen
             )
     for variable in container.get("env", []):
         name, value = variable["name"], str(variable.get("value", ""))
-        if SECRET.search(name) or urlsplit(value).password:
+        if SECRET.search(name) or WITH_PASSWORD.search(value):
             yield f"variable {name} holds a credential in plain text; name a Kubernetes secret in compute.secrets"
 
 

@@ -82,12 +82,18 @@ def test_a_retry_window_of_one_hour(tmp_path: Path) -> None:
         ("MLFLOW_TRACKING_PASSWORD", "x"),
         ("HF_TOKEN", "x"),
         ("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000"),
+        ("SETTINGS", '{"store": "s3://key:secret@bucket/data"}'),
     ],
 )
 def test_a_credential_in_plain_text(spec: dict[str, Any], name: str, value: str) -> None:
     _container(spec, "report")["env"].append({"name": name, "value": value})
     (fault,) = lint(spec)
     assert fault.startswith(f"report: variable {name} ") and "secret@" not in fault
+
+
+def test_an_address_is_no_credential(spec: dict[str, Any]) -> None:
+    _container(spec, "report")["env"].append({"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000/a@b"})
+    assert lint(spec) == []
 
 
 def test_data_on_this_machine(tmp_path: Path) -> None:
