@@ -135,8 +135,13 @@ def _expand_entry(entry: Any, where: str) -> Any:
         "split": recipe.split.model_dump(exclude_unset=True),
         **entry,
         "data": {**given, **own_data},
-        "recipe": merge({**recipe.recipe, "released": chosen["name"]}, changes),
+        "recipe": merge(expanded_recipe(chosen["name"]), changes),
     }
+
+
+def expanded_recipe(name: str) -> dict[str, Any]:
+    """The part `recipe` of an entry that names this recipe and changes nothing."""
+    return {**released(name).recipe, "released": name}
 
 
 def load_expanded(path: str | Path) -> Params:
@@ -154,6 +159,11 @@ def entry(params: Params, out: Path) -> None:
     write_json(out, params.entry.model_dump())
 
 
+def weights_of(name: str) -> str:
+    """Where a parameter file expects the weights of the recipe that it starts from."""
+    return f"weights/{name.replace('/', '-')}.pt"
+
+
 def params_of(name: str) -> dict[str, Any]:
     """A whole params.yaml that runs the recipe: members, ensembles with the published weights, the entry written out.
 
@@ -167,10 +177,11 @@ def params_of(name: str) -> dict[str, Any]:
     if recipe.umurl:
         entry = {"data": data, "split": recipe.split.model_dump(exclude_unset=True), "recipe": {}}
         return {**head, "umurl": recipe.umurl, "datasets": {dataset: entry}}
+    start = {"train": "finetune", "weights": weights_of(recipe.starts_from)} if recipe.starts_from else {}
     members = {}
     for member in recipe.members:
         stream, _, seed = member.rpartition("-s")
-        members[f"{recipe.model}-{member}"] = {"model": recipe.model, "stream": stream, "seed": int(seed)}
+        members[f"{recipe.model}-{member}"] = {"model": recipe.model, "stream": stream, "seed": int(seed), **start}
     ensembles = {
         title: {"members": {f"{recipe.model}-{member}": weight for member, weight in weights.items()}}
         for title, weights in (recipe.ensembles or {}).items()

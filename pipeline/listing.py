@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.catalogue import Released, params_of, recipe_names, released
+from model.layouts import load_layout
+from pipeline.catalogue import Released, params_of, recipe_names, released, weights_of
 
 COST_RULE = "estimated training of one member: forward pass x 3 x training clips x passes over them"
 
@@ -29,12 +30,12 @@ def table() -> list[str]:
     lines = [f"{'recipe':{width}}  {'GMAC':>6}  {'PMAC':>6}  published, %"]
     for name in recipe_names():
         recipe = released(name)
-        work = "     -       -" if recipe.umurl else f"{macs(recipe) / 1e9:6.2f}  {cost(recipe) / 1e15:6.1f}"
-        lines.append(f"{name:{width}}  {work}  {figures(recipe)}")
+        lines.append(f"{name:{width}}  {macs(recipe) / 1e9:6.2f}  {cost(recipe) / 1e15:6.1f}  {figures(recipe)}")
     return [
         *lines,
         "",
-        "GMAC: 1e9 multiply-accumulates of one forward pass of one training clip, counted as published.",
+        "GMAC: 1e9 multiply-accumulates of one forward pass of one training clip, counted as published;",
+        "of UmURL its pre-training, four views and the loss.",
         f"PMAC: 1e15 multiply-accumulates, {COST_RULE}.",
         "Top-1, unless it says mean class. `sixstream recipes NAME` prints the parameters of one.",
     ]
@@ -50,6 +51,8 @@ def figures(recipe: Released) -> str:
 
 def cost(recipe: Released) -> int:
     """Multiply-accumulates of training a member, estimated: a backward pass counts as two forward ones."""
+    if recipe.umurl:
+        return 3 * macs(recipe) * recipe.clips[0] * int(recipe.umurl["pretrain"]["epochs"])
     factors = recipe.recipe.get("class_factors") or [1]
     passes = recipe.recipe["epochs"] * recipe.recipe["repeats"] * sum(factors) / len(factors)
     return round(3 * macs(recipe) * recipe.clips[0] * passes)
@@ -57,6 +60,8 @@ def cost(recipe: Released) -> int:
 
 def macs(recipe: Released) -> int:
     """Multiply-accumulates of one training clip, in the published convention, at the recipe's shapes."""
+    if recipe.umurl:
+        return _pretraining_macs(recipe.layout, yaml.safe_dump(recipe.umurl["network"]))
     settings = recipe.recipe
     options = settings.get("network", {}).get(recipe.model, {})
     key = yaml.safe_dump(options, default_flow_style=True)
@@ -75,14 +80,24 @@ def _macs(model: str, layout: str, classes: int, options: str, persons: int | No
     return complexity(net.to("meta"), usual_input(net, persons or 1, frames, side)).published
 
 
+@cache
+def _pretraining_macs(layout: str, options: str) -> int:
+    from model.complexity import complexity
+    from model.nets.umurl import VIEWS, UmURL
+
+    net = UmURL(load_layout(layout), 1, **yaml.safe_load(options))
+    return complexity(net, (1, VIEWS, *net.shape), with_loss=True).published
+
+
 def written_out(name: str) -> list[str]:
     """The lines of a params.yaml that runs the recipe, what is published in front."""
     recipe = released(name)
     head = [f"# {name}: {figures(recipe)}"]
     if recipe.published_top5:
         head.append(f"# top-5: {', '.join(f'{what} {value:g}' for what, value in recipe.published_top5.items())}")
-    if not recipe.umurl:
-        head.append(f"# about {cost(recipe) / 1e15:.1f} PMAC a member: {COST_RULE}")
+    head.append(f"# about {cost(recipe) / 1e15:.1f} PMAC a member: {COST_RULE}")
+    if recipe.starts_from:
+        head.append(f"# starts from the weights of {recipe.starts_from}, here in {weights_of(recipe.starts_from)}")
     return [*head, dump(params_of(name))]
 
 

@@ -23,25 +23,27 @@ GOALS = ("report", "register")  # not everything: the sample data are made only 
 SERVER_PATIENCE = 90.0  # seconds for the local tracking server to answer; it takes about 12
 
 
-def run(params: Params, jobs: int = 1, gpus: str = "") -> int:
+def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
     """Run what is out of date: preprocess, train, evaluate, ensemble, report, register; then print the results.
 
     Args:
         params: the parameters in params.yaml of this folder.
         jobs: members trained side by side; more than one starts a local tracking server for them.
         gpus: indices of the GPUs to spread the jobs over, comma separated; one job each unless jobs says more.
+        until: last stage to run, such as ensemble, in place of report and register.
 
     Raises:
         UserError: a stage failed; its own message stands above.
     """
     devices = [device for device in gpus.split(",") if device]
     jobs = max(jobs, len(devices))
-    if _out_of_date():
+    goals = (until,) if until else GOALS
+    if _out_of_date(goals):
         if jobs > 1:
             dvc(["repro", "preprocess"])
             with local_server(Path.cwd()) as address:
                 _members(params, jobs, devices, {"MLFLOW_TRACKING_URI": address})
-        dvc(["repro", *GOALS])
+        dvc(["repro", *goals])
     else:
         print("everything is up to date")
     return results(params)
@@ -57,7 +59,8 @@ def results(params: Params) -> int:
     metrics = read_json(Path("ensembles") / place / "metrics.json")
     print(f"\n{place}, {params.entry.split.name}\n")
     print("\n".join(table(metrics, list(params.members), list(params.ensembles))))
-    print(f"\nreport: {Path('reports') / place / 'report.html'}")
+    report = Path("reports") / place / "report.html"
+    print(f"\nreport: {report}" if report.exists() else "")
     print("MLflow: make ui   (or: mlflow ui --backend-store-uri sqlite:///mlflow.db)")
     return 0
 
@@ -83,9 +86,9 @@ def table(metrics: dict[str, Any], members: list[str], ensembles: list[str]) -> 
     return lines
 
 
-def _out_of_date() -> bool:
+def _out_of_date(goals: tuple[str, ...]) -> bool:
     """Whether a stage that the goals need has changed; this is cheaper than having `dvc repro` find that out."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *GOALS]
+    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *goals]
     answer = subprocess.run(command, capture_output=True, text=True)
     try:
         return bool(json.loads(answer.stdout))

@@ -87,9 +87,9 @@ def fill_workspace(folder: Path, content: dict[str, Any]) -> None:
     print(f"workspace: {folder}", file=sys.stderr)
 
 
-def run_in(folder: Path, jobs: int) -> int:
-    """`sixstream run` in a workspace, with this checkout's code."""
-    command = [sys.executable, "-m", "pipeline.cli", "run", "--jobs", str(jobs)]
+def run_in(folder: Path, jobs: int, *more: str) -> int:
+    """`sixstream run` in a workspace, with this checkout's code; `more` are its further arguments."""
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--jobs", str(jobs), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment).returncode
 

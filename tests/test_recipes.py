@@ -212,6 +212,8 @@ def test_heat_maps_are_the_published_ones() -> None:
         assert maps["double"] and maps["use_score"] and maps["resize"] == 64
     for name in ("mmaction2/posec3d/ucf101", "mmaction2/posec3d/hmdb51"):
         assert released(name).starts_from == "mmaction2/posec3d/kinetics400"
+        start = {(m.train, m.weights) for m in params(name).members.values()}
+        assert start == {("finetune", "weights/mmaction2-posec3d-kinetics400.pt")}
 
 
 def test_pre_training_is_the_published_one() -> None:
