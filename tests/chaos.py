@@ -5,7 +5,7 @@
 Every process is killed after a random time, so kills fall into start-up, steps, the writing of checkpoints, validation
 and publishing. A process that ends before its moment is started again and killed then. After
 the last kill the command is given once more; best.pt and last.pt must equal, byte for byte, those of the undisturbed
-run, and the learning curve its curve.
+run, and the learning curve its curve, of which the tracking database holds every epoch once.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def prepare(root: Path, epochs: int, database: Path | None) -> None:
     """The packed store of the small dataset for all runs, and the tracking database they begin with, if any."""
     parameters = small_params()
     recipe = parameters["datasets"]["small"]["recipe"]
-    recipe |= {"epochs": epochs, "checkpoint_steps": 1}
+    recipe |= {"epochs": epochs, "repeats": 4, "checkpoint_steps": 1}  # twelve steps an epoch
     write_params(root, parameters)
     preprocess(load_params(root / "params.yaml"), write_raw(root / "raw", annotations()), root / "packed")
     if database is not None:
@@ -116,12 +117,15 @@ def disturbed(root: Path, name: str, kills: int, whole: Undisturbed, chance: ran
     different = [file for file, content in files.items() if content != whole.files[file]]
     assert not different, f"{name}: {', '.join(different)} differ from the undisturbed run's"
     assert curve == whole.curve, f"{name}: the learning curve differs from the undisturbed run's"
+    with sqlite3.connect(place / "mlflow.db") as database:
+        tracked = database.execute("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+    assert [step for (step,) in tracked] == [record["epoch"] for record in curve], f"{name}: tracked {tracked}"
     text = (place / "messages.txt").read_text(errors="replace")
     within = text.count("going on after step")
     return f"{name}: identical after {killed} kills ({within} starts went on within an epoch, {finished} early ends)"
 
 
-def chaos(root: Path, runs: int, kills: int, seed: int, epochs: int = 40, database: Path | None = None) -> list[str]:
+def chaos(root: Path, runs: int, kills: int, seed: int, epochs: int = 10, database: Path | None = None) -> list[str]:
     """All runs in folders of `root`; a line each. Without a `database` every run makes its own under the kills."""
     prepare(root, epochs, database)
     whole = undisturbed(root)

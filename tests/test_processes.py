@@ -16,15 +16,16 @@ from components.params import load_params
 from components.preprocess import preprocess
 from pipeline.workspace import ROOT
 
+TRAIN = ["-m", "pipeline.cli", "train", "--member", "joint", "--data", "packed", "--out", "train"]
+
 
 def _train(place: Path, processes: int) -> list[dict[str, float]]:
     write_params(place, small_params())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "pipeline.cli"]
     if not (place / "packed").exists():
         raw = write_raw(place / "raw", annotations())
-        subprocess.run([*line, "preprocess", "--raw", raw, "--out", "packed"], cwd=place, env=environment, check=True)
-    line += ["train", "--member", "joint", "--data", "packed", "--out", "train", "--processes", str(processes)]
+        preprocess(load_params(place / "params.yaml"), raw, place / "packed")
+    line = [sys.executable, *TRAIN, "--processes", str(processes)]
     done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("epoch 2/2") == 1, "one process reports"
@@ -43,18 +44,22 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert two[name] == pytest.approx(one[name], rel=2e-3), name
 
 
+def _prepare(place: Path, database: Path, **recipe: int) -> dict[str, str]:
+    """Parameters, packed store and an empty tracking database in `place`; the environment for commands there."""
+    parameters = small_params()
+    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, **recipe}
+    write_params(place, parameters)
+    raw = write_raw(place / "raw", annotations())
+    preprocess(load_params(place / "params.yaml"), raw, place / "packed")
+    shutil.copyfile(database, place / "mlflow.db")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, database: Path, processes: int) -> None:
     """To torchrun's parent when there are two processes, which stop at one step and are waited for."""
-    parameters = small_params()
-    parameters["datasets"]["small"]["recipe"] |= {"epochs": 5000, "checkpoint_steps": 1}
-    write_params(tmp_path, parameters)
-    shutil.copyfile(database, tmp_path / "mlflow.db")
-    raw = write_raw(tmp_path / "raw", annotations())
-    preprocess(load_params(tmp_path / "params.yaml"), raw, tmp_path / "packed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "pipeline.cli", "train", "--member", "joint", "--data", "packed", "--out", "train"]
-    line += ["--processes", str(processes)]
+    environment = _prepare(tmp_path, database, epochs=5000)
+    line = [sys.executable, *TRAIN, "--processes", str(processes)]
     reached = []
     for _ in range(2):
         before = _checkpoints(tmp_path)
