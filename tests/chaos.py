@@ -2,7 +2,7 @@
 
     python tests/chaos.py --runs 5 --kills 10
 
-Every process is killed after a random time, so kills fall into start-up, steps, the writing of checkpoints, validation
+Every process is killed at a random moment, so kills fall into start-up, steps, the writing of checkpoints, validation
 and publishing. A process that ends before its moment is started again and killed then. After
 the last kill the command is given once more; best.pt and last.pt must equal, byte for byte, those of the undisturbed
 run, and the learning curve its curve, of which the tracking database holds every epoch once.
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from components.params import load_params
 from components.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
+STEPS = 12  # optimiser steps, and so checkpoints, an epoch
 TRAIN = ["train", "--member", "joint", "--data", "../packed", "--out", "train"]
 MEASURED = ("seconds", "samples_per_s", "wait_share")
 
@@ -59,7 +61,7 @@ def prepare(root: Path, epochs: int, database: Path | None) -> None:
     """The packed store of the small dataset for all runs, and the tracking database they begin with, if any."""
     parameters = small_params()
     recipe = parameters["datasets"]["small"]["recipe"]
-    recipe |= {"epochs": epochs, "repeats": 4, "checkpoint_steps": 1}  # twelve steps an epoch
+    recipe |= {"epochs": epochs, "repeats": 4, "checkpoint_steps": 1}  # 18 clips x 4 / 6: STEPS
     write_params(root, parameters)
     preprocess(load_params(root / "params.yaml"), write_raw(root / "raw", annotations()), root / "packed")
     if database is not None:
@@ -94,23 +96,39 @@ def undisturbed(root: Path) -> Undisturbed:
     return Undisturbed(*outcome(place), first, time.monotonic() - began)
 
 
+def killed_at_random(
+    process: "subprocess.Popen[bytes]", place: Path, kills: int, whole: Undisturbed, chance: random.Random
+) -> bool:
+    """Kill the process; False when it ended before.
+
+    Three in ten moments lie in start-up, by the clock. The others come after a random number of checkpoints, so that
+    they fall into the training however busy the machine is; all kills together let most of it happen.
+    """
+    early = time.monotonic() + chance.uniform(0, whole.first) if chance.random() < 0.3 else float("inf")
+    wanted = chance.randint(1, max(1, 2 * STEPS * len(whole.curve) // kills))
+    seen, newest = -1, None
+    while process.poll() is None:
+        found = max((path.name for path in (place / ".work" / "checkpoints").glob("*/epoch-*.pt")), default=None)
+        if found != newest:
+            seen, newest = seen + 1, found
+        if seen >= wanted or time.monotonic() > early:
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
+            return process.wait() == -signal.SIGKILL
+        time.sleep(0.005)
+    return False
+
+
 def disturbed(root: Path, name: str, kills: int, whole: Undisturbed, chance: random.Random) -> str:
     """One training with so many kills; what happened, in a line. Raises AssertionError when anything differs."""
     place = new_place(root, name)
-    # Three in ten moments lie in start-up; all together let about the whole training happen.
-    longest = whole.first + 2 * (whole.end - whole.first) / kills
     killed = finished = 0
     while killed < kills:
         process = start(place, *TRAIN)
-        try:
-            early = chance.random() < 0.3
-            code = process.wait(timeout=chance.uniform(*((0, whole.first) if early else (whole.first, longest))))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if killed_at_random(process, place, kills, whole, chance):
             killed += 1
         else:
-            checked(place, code)
+            checked(place, process.returncode)
             finished += 1
     checked(place, start(place, *TRAIN).wait())
     files, curve = outcome(place)
