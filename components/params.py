@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from components.compute import Compute
 from components.strict import Strict
 from components.umurl_params import Umurl
 from model.errors import UserError
@@ -221,6 +222,7 @@ class Params(Strict):
     sample_data: SampleData = Field(default_factory=SampleData, description="embedded sample data")
     datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
     umurl: Umurl = Field(default_factory=Umurl, description="unsupervised pre-training, `sixstream umurl`")
+    compute: Compute = Field(default_factory=Compute, description="tasks of a Kubeflow pipeline, `sixstream kfp`")
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

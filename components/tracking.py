@@ -58,7 +58,8 @@ def connect(workspace: str | Path) -> "Tracker":
     An embedded database is made on first use, by one process at a time. A server is not contacted yet.
     Raises UserError when the embedded database cannot be opened.
     """
-    workspace = Path(workspace).resolve()
+    # A task that runs in a scratch folder names the workspace that it belongs to.
+    workspace = Path(os.environ.get("SIXSTREAM_WORKSPACE") or workspace).resolve()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow

@@ -41,6 +41,9 @@ VERBS = {
     "reproduce": "pipeline.reproduce:reproduce",
     "workspace": "pipeline.workspace:workspace",
     "sample-study": "pipeline.study:sample_study",
+    "kfp-compile": "pipeline.kubeflow:kfp_compile",
+    "kfp-run": "pipeline.kubeflow:kfp_run",
+    "kfp-lint": "pipeline.kubeflow:kfp_lint",
     "tracking-sync": "components.tracking:sync",
     "umurl-pretrain": "components.umurl_pretrain:umurl_pretrain",
     "umurl-features": "components.umurl_features:umurl_features",
@@ -73,6 +76,9 @@ SUMMARIES = {
     "reproduce": "compare weights, given or trained, with a recipe's published figures",
     "workspace": "make a scratch workspace for another dataset",
     "sample-study": "run the pipeline on several seeds of the sample data",
+    "kfp-compile": "write the pipeline as a package for Kubeflow (also: kfp compile)",
+    "kfp-run": "run that package on this machine by kfp's own runner (also: kfp run)",
+    "kfp-lint": "say what would break on a cluster in a package (also: kfp lint)",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
     "umurl-pretrain": "pre-train an encoder without labels",
     "umurl-features": "compute a pre-trained encoder's features of every clip",
@@ -146,7 +152,7 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
         else:
             shown = "" if required or parameter.default in (None, "") else f" (default: {parameter.default})"
             parser.add_argument(
-                flag,
+                *(["-o", flag] if name == "out" else [flag]),
                 type=kind,
                 nargs="+" if many else None,
                 required=required,

@@ -18,8 +18,8 @@ from typing import Any
 from components.files import read_json
 from components.params import Params
 from model.errors import UserError
+from pipeline.graph import GOALS
 
-GOALS = ("report", "register")  # not everything: the sample data are made only for the dataset that needs them
 SERVER_PATIENCE = 90.0  # seconds for the local tracking server to answer; it takes about 12
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.compute import Compute, Resources, Toleration
 from components.params import Dataset, Ensemble, Member, Params, Recipe, load_params, parse_params
 from model.errors import UserError
 
@@ -26,7 +27,7 @@ def test_the_committed_file_holds_six_streams_and_three_ensembles() -> None:
 
 
 def test_every_field_is_described() -> None:
-    for model in (Params, Dataset, Recipe, Member, Ensemble):
+    for model in (Params, Dataset, Recipe, Member, Ensemble, Compute, Resources, Toleration):
         assert all(field.description for field in model.model_fields.values())
 
 
