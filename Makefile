@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(LOCK)
 export DVC_NO_ANALYTICS = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint types ui real umurl sample-study golden bench image clean
+.PHONY: run test lint types ui real umurl sample-study golden bench chaos image clean
 
 # Members trained side by side; each gets its share of the cores.
 JOBS ?= 2
@@ -64,6 +64,10 @@ golden: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.heatmaps
+
+# Trainings killed at random moments end with the bits of an undisturbed one: 5 runs x 10 kills.
+chaos: $(INSTALLED)
+	$(BIN)/python tests/chaos.py
 
 # The component image; BASE_IMAGE, PIP_ARGS and secrets are for build machines without the public registries.
 BUILD_ARGS ?=

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model.atomic import staged_dir, write_bytes
+from model.atomic import staged_dir, write_bytes, writing
 from model.errors import UserError
 
-__all__ = ["read_json", "staged_dir", "write_bytes", "write_json", "write_text"]
+__all__ = ["read_json", "staged_dir", "write_bytes", "write_json", "write_text", "writing"]
 
 
 def write_text(path: str | Path, content: str) -> Path:

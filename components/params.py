@@ -137,6 +137,9 @@ class Recipe(Strict):
     amp: bool = Field(True, description="bfloat16 autocast on a GPU (no effect on CPU)")
     deterministic: bool = Field(True, description="two runs on one CPU give the same bits")
     validate_every: int = Field(1, gt=0, description="epochs between looks at the selection split")
+    checkpoint_steps: int | None = Field(
+        None, gt=0, description="steps between working checkpoints within an epoch; empty: only after epochs"
+    )
     test_batch: int = Field(64, gt=0, description="samples scored at a time")
 
     @model_validator(mode="after")
@@ -277,7 +280,7 @@ class Params(Strict):
             "member": self.member(name).model_dump(),
             "protocol": self.protocol,
             "split": self.entry.split.model_dump(),
-            "recipe": self.entry.recipe.model_dump(exclude={"test_clips", "test_batch"}),
+            "recipe": self.entry.recipe.model_dump(exclude={"test_clips", "test_batch", "checkpoint_steps"}),
         }
 
 

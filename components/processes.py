@@ -6,20 +6,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model.errors import UserError
+from model.errors import Stopped, UserError
+from model.stopping import termination_noted
 
 
 def spread_over(processes: int) -> bool:
     """Run this command once per process by torchrun, which tells each its rank; whether that was done.
 
-    False in one of these processes, and where one is enough. Raises UserError when a process fails.
+    False in one of these processes, and where one is enough. Raises UserError when a process fails,
+    Stopped when SIGTERM came, which is passed on and waited for.
     """
     if processes <= 1 or "WORLD_SIZE" in os.environ:
         return False
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "pipeline.cli", *sys.argv[1:]]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    code = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
+    group = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads, **os.environ})
+    with termination_noted(group.terminate) as asked_to_stop:
+        code = group.wait()
+    if code and asked_to_stop():
+        raise Stopped(f"asked to end: {processes} processes have ended; what they saved stands above")
     if code:
         raise UserError(f"training in {processes} processes failed (exit code {code}); the message stands above")
     return True

@@ -78,12 +78,27 @@ def connect(workspace: str | Path) -> "Tracker":
     # The client makes the tables when it opens a new file, and two processes at that at once spoil it.
     with locked(workspace / ".work" / "tracking.lock"):
         try:
+            _make_database(uri)
             return Tracker(workspace, uri, mlflow.MlflowClient())
         except Exception as error:
             raise UserError(
                 f"{uri}: the tracking database cannot be opened ({brief(error)}); "
                 "restore or remove the file, or set MLFLOW_TRACKING_URI"
             ) from None
+
+
+def _make_database(uri: str) -> None:
+    """Make the tables aside and rename: a kill among MLflow's migrations would leave a file it cannot open again."""
+    import mlflow
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    aside = path.with_name(f".{path.name}.unfinished")
+    for left in (aside, aside.with_name(f"{aside.name}-journal")):
+        left.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{aside}")
+    os.replace(aside, path)
 
 
 @dataclass

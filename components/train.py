@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from components.files import staged_dir, write_json
+from components.files import staged_dir, write_json, writing
 from components.params import Params
 from components.processes import joined, spread_over
 from components.splits import parts_of
@@ -27,7 +27,8 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
 
     Writes `best.pt` and `last.pt`, `history.json` (a line an epoch) and `train.json` (facts of the training). Working
     checkpoints lie in `.work/checkpoints/<key>`, the key hashing code, parameters and data: a killed training goes
-    on from there, and anything else starts anew. A member with `train: none` is published as its weights are.
+    on from there, and anything else starts anew. SIGTERM saves one after the step under way and ends with exit code
+    75. A member with `train: none` is published as its weights are.
 
     Args:
         params: the parameters.
@@ -166,6 +167,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
         seed=spec.seed,
         deterministic=recipe.deterministic,
         validate_every=recipe.validate_every,
+        save_steps=recipe.checkpoint_steps,
         repeats=recipe.repeats,
         class_factors=tuple(recipe.class_factors),
     )
@@ -186,7 +188,7 @@ def _facts(net: Any, given: Given | None) -> dict[str, Any]:
 
 
 def _publish(best: Path, last: Path, history: list[dict[str, float]], facts: dict[str, Any], out: Path) -> None:
-    with staged_dir(out) as aside:
+    with staged_dir(out) as aside, writing(out):
         shutil.copyfile(best, aside / "best.pt")
         shutil.copyfile(last, aside / "last.pt")
         write_json(aside / "history.json", history)

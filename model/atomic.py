@@ -1,5 +1,6 @@
 """Writing files and folders whole or not at all."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -8,10 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model.errors import UserError
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder or missing rights into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space there or allow writing, then give the same "
+            "command again. What was saved before is as it was"
+        ) from None
+
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write `content` beside `path`, force it to disk, and rename it into place; makes the parent folders."""
     path = Path(path)
+    with writing(path):
+        _write(path, content)
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -24,15 +49,15 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return path
 
 
 @contextmanager
 def staged_dir(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`: on success it takes the place of `folder`, on failure it is removed."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     # A temporary folder is its maker's alone; this one is to be like any other.
     umask = os.umask(0)
     os.umask(umask)

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""What ends work without a traceback: a mistake that a user can mend, and being asked to end."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names the file, sample or field and says what to do. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """SIGTERM came, and what was done is saved: the same command goes on. The command line exits with code 75."""

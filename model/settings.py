@@ -38,11 +38,14 @@ class TrainSettings:
     deterministic: bool = True
     validate_every: int = 1  # epochs
     save_every: int = 1  # epochs between working checkpoints
+    save_steps: int | None = None  # optimiser steps between working checkpoints within an epoch; None: none there
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "repeats", "accumulate", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise UserError(f"save_steps: {self.save_steps} must be at least 1")
         if self.batch_size < 2:
             raise UserError("batch_size: 1 leaves batch norm nothing to average; take at least 2")
         if self.lr <= 0 or not math.isfinite(self.lr):

@@ -1,39 +1,28 @@
-"""The training loop, from settings to the best and last checkpoint; read from the top.
-
-Randomness of step s of epoch e comes from (seed, e, s) and is drawn for the global batch, of which every rank
-takes its share. So a run that was stopped and one that was not, or one process and two, see the same data.
-"""
+"""A training, from settings to the best and last checkpoint; `model/epoch.py` has the steps of an epoch."""
 
 import inspect
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from model.checkpoint import plain_state, publish
 from model.checks import check_labels, check_training_clips
-from model.distributed import barrier, broadcast_state, convert_sync_batchnorm, mean_over_ranks, share, world
+from model.distributed import barrier, broadcast_state, convert_sync_batchnorm, world
+from model.epoch import LossModule, Running, parallel, train_epoch
 from model.errors import UserError
 from model.feeding import Feed
 from model.progress import Progress
 from model.score import clip_logits
-from model.settings import (
-    OPTIMISERS,
-    TrainSettings,
-    derived_seed,
-    epoch_batches,
-    learning_rate,
-    smallest_batch,
-)
+from model.settings import OPTIMISERS, TrainSettings, epoch_batches, smallest_batch
+from model.stopping import termination_noted
 from model.working import claimed, load_working, normalised, save_working
 
 Log = Callable[[int, dict[str, float]], None]
@@ -63,12 +52,13 @@ def fit(
 ) -> FitResult:
     """Train `net` in place; under torch.distributed called by every rank.
 
-    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the working checkpoint of
-    the last epoch (or last of `save_every`); a later call with the same settings, card and `fingerprint` goes on
-    from it. `log(epoch, record)` is called by rank 0 after an epoch, when its checkpoint, if due, is on disk. The
-    best epoch is that of the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises
-    UserError for clips that cannot teach anything, settings that do not fit the ranks, a folder in use or holding
-    another training, and a loss or weights that become NaN (the former epoch's checkpoint stays).
+    `card` (checkpoint.network_card) goes into the published checkpoints. `folder` keeps the last working checkpoint,
+    due by `save_every` and `save_steps`; a later call with the same settings, card and `fingerprint` goes on from
+    it. `log(epoch, record)` is called by rank 0 after an epoch, when its checkpoint, if due, is on disk. The best
+    epoch is that of the highest top-1 on `dev`, then the lowest loss; without `dev` it is the last. Raises UserError
+    for clips that cannot teach anything, settings that do not fit the ranks, a folder in use, full, read-only or
+    holding another training, and a loss or weights that become NaN (the former checkpoint stays); Stopped when
+    SIGTERM came, after the step under way and a working checkpoint.
     """
     device = torch.device(device)
     rank, size = world()
@@ -87,7 +77,8 @@ def fit(
         if rank == 0:
             stack.enter_context(claimed(folder))
         stack.enter_context(deterministic_mode(settings.deterministic))
-        return _fit(net, train, dev, settings, folder, card, fingerprint, device, log)
+        asked_to_stop = stack.enter_context(termination_noted())
+        return _fit(net, train, dev, settings, folder, card, fingerprint, device, log, asked_to_stop)
 
 
 def _fit(
@@ -100,9 +91,12 @@ def _fit(
     fingerprint: dict[str, Any],
     device: torch.device,
     log: Log | None,
+    asked_to_stop: Callable[[], bool],
 ) -> FitResult:
     rank, size = world()
-    identity = normalised({"settings": asdict(settings), "card": card, **fingerprint})
+    # How often it is saved makes no other training of it.
+    decisive = {name: value for name, value in asdict(settings).items() if name not in ("save_every", "save_steps")}
+    identity = normalised({"settings": decisive, "card": card, **fingerprint})
     net.to(device)
     if size > 1 and settings.sync_bn:
         convert_sync_batchnorm(net)
@@ -110,26 +104,44 @@ def _fit(
 
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
-    done = 0
+    done, running = 0, Running()
     working = load_working(folder, identity)
     if working is not None:
         net.load_state_dict(working["state"])
         optimiser.load_state_dict(working["optimiser"])
         history, best, done = working["history"], working["best"], working["epoch"]
+        running = Running(**working["running"])
     broadcast_state(net)
-    module = _parallel(_LossModule(net, settings.label_smoothing), settings, device)
+    module = parallel(LossModule(net, settings.label_smoothing), settings, device)
+
+    def save() -> None:
+        """Rank 0 writes a working checkpoint: whole epochs in `history`, the one under way in `running`."""
+        _check_weights(net, len(history) + (running.step > 0), folder)
+        if rank == 0:
+            content = {
+                "fingerprint": identity,
+                "epoch": len(history),
+                "running": asdict(running),
+                "state": plain_state(net),
+                "optimiser": optimiser.state_dict(),
+                "best": best,
+                "history": history,
+            }
+            save_working(folder, len(history), running.step, content)
 
     steps = len(epoch_batches(settings, train.labels, 0, size))
     progress = Progress(settings.epochs, done, steps, shown=rank == 0)
-    _announce(progress, train, settings, done, size)
+    _announce(progress, train, settings, done, running.step, size)
     for epoch in range(done, settings.epochs):
-        began = time.perf_counter()
+        began = time.perf_counter() - running.seconds
         record = {"epoch": epoch + 1.0}
-        record |= _train_epoch(module, train, settings, optimiser, epoch, device, progress)
+        record |= train_epoch(
+            module, train, settings, optimiser, epoch, device, progress, running, save, asked_to_stop, folder
+        )
         if not settings.sync_bn:
             # Each rank has statistics of its own; as in the originals those of rank 0 are evaluated and kept.
             broadcast_state(net)
-        _check_weights(net, epoch, folder)
+        _check_weights(net, epoch + 1, folder)
         last = epoch + 1 == settings.epochs
         if dev is not None and ((epoch + 1) % settings.validate_every == 0 or last):
             record |= _validate(net, dev, settings, device)
@@ -137,20 +149,10 @@ def _fit(
                 best = {"epoch": epoch + 1, "record": record, "state": plain_state(net)}
         record["seconds"] = time.perf_counter() - began
         history.append(record)
+        running = Running()
+        if (epoch + 1) % settings.save_every == 0 or last:
+            save()
         if rank == 0:
-            if (epoch + 1) % settings.save_every == 0 or last:
-                save_working(
-                    folder,
-                    epoch + 1,
-                    {
-                        "fingerprint": identity,
-                        "epoch": epoch + 1,
-                        "state": plain_state(net),
-                        "optimiser": optimiser.state_dict(),
-                        "best": best,
-                        "history": history,
-                    },
-                )
             progress.epoch(epoch + 1, record)
             if log is not None:
                 log(epoch + 1, dict(record))
@@ -161,87 +163,6 @@ def _fit(
         publish(folder / "best.pt", card, best.get("state") or plain_state(net), best_epoch)
     barrier()
     return FitResult(folder / "best.pt", folder / "last.pt", best_epoch, history)
-
-
-def _train_epoch(
-    module: nn.Module,
-    train: Feed,
-    settings: TrainSettings,
-    optimiser: torch.optim.Optimizer,
-    epoch: int,
-    device: torch.device,
-    progress: Progress,
-) -> dict[str, float]:
-    rank, size = world()
-    batches = epoch_batches(settings, train.labels, epoch, size)
-    # Reading a loss makes the host wait for a GPU, so there it is read in groups.
-    group = 1 if device.type == "cpu" else 50
-    unread: list[Tensor] = []
-    totals: dict[str, float] = {}
-    samples = 0
-    began, waited = time.perf_counter(), 0.0
-    module.train()
-    for step, rows in enumerate(batches):
-        rate = learning_rate(settings, epoch * len(batches) + step, len(batches))
-        for parameters in optimiser.param_groups:
-            parameters["lr"] = rate
-
-        asked = time.perf_counter()
-        generator = torch.Generator().manual_seed(derived_seed(settings.seed, epoch, step, 0))
-        labels = train.labels[rows]  # a copy: augmentation may change the class of a clip
-        x = train.batch(rows, generator, labels).to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        waited += time.perf_counter() - asked
-
-        # The same on every rank: dropout draws for the rows of all ranks (distributed.SharedDropout).
-        torch.manual_seed(derived_seed(settings.seed, epoch, step, 1))
-        optimiser.zero_grad(set_to_none=True)
-        names, figures = _backward(module, x, labels, settings, device)
-        if settings.clip_grad is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip_grad)
-        optimiser.step()
-
-        samples += len(rows)
-        unread.append(figures)
-        if len(unread) == group or step + 1 == len(batches):
-            read = mean_over_ranks(torch.stack(unread)).cpu()
-            first = step + 1 - len(unread)
-            _check_loss(read[:, 0], batches[first : step + 1], train, epoch, first)
-            counts = torch.tensor([len(rows) for rows in batches[first : step + 1]], dtype=read.dtype)
-            for name, total in zip(names, (read * counts[:, None]).sum(0).tolist(), strict=True):
-                totals[name] = totals.get(name, 0.0) + total
-            unread.clear()
-            seconds = time.perf_counter() - began
-            progress.step(epoch + 1, step + 1, float(read[-1, 0]), samples / seconds, waited / seconds)
-
-    seconds = time.perf_counter() - began
-    record = {f"train/{name}": total / samples for name, total in totals.items()}
-    return record | {"lr": rate, "samples_per_s": samples / seconds, "wait_share": waited / seconds}
-
-
-def _backward(
-    module: nn.Module, x: Tensor, labels: Tensor, settings: TrainSettings, device: torch.device
-) -> tuple[list[str], Tensor]:
-    """Gradients of the mean loss of the global batch; returns names and this rank's part of the figures."""
-    rank, size = world()
-    passes = min(settings.accumulate, len(x) // smallest_batch(size))
-    names: list[str] = []
-    figures: list[Tensor] = []
-    for part in range(passes):
-        rows = range(len(x))[share(len(x), part, passes)]
-        rows = rows[share(len(rows), rank, size)]
-        # Ranks are averaged afterwards; the weight makes that the mean over clips when shares differ.
-        weight = len(rows) * size / len(x)
-        mine = slice(rows.start, rows.stop)
-        more = part + 1 < passes
-        with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-                total, parts = module(x[mine], labels[mine])
-            (total * weight).backward()
-        names = ["loss", *parts]
-        values = [total.detach(), *(torch.as_tensor(value, device=device) for value in parts.values())]
-        figures.append(torch.stack([value.double() for value in values]) * weight)
-    return names, torch.stack(figures).sum(0)
 
 
 def _validate(net: nn.Module, dev: Feed, settings: TrainSettings, device: torch.device) -> dict[str, float]:
@@ -258,34 +179,6 @@ def _beats(record: dict[str, float], best: dict[str, Any]) -> bool:
         return True
     former = best["record"]
     return (record["dev/top1"], -record["dev/loss"]) > (former["dev/top1"], -former["dev/loss"])
-
-
-class _LossModule(nn.Module):
-    """DistributedDataParallel hooks into `forward`, and what is trained is the loss."""
-
-    def __init__(self, net: nn.Module, label_smoothing: float) -> None:
-        super().__init__()
-        self.net = net
-        self.options = {"label_smoothing": label_smoothing} if label_smoothing else {}
-
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.net.loss(x, labels, **self.options)  # type: ignore[operator]
-
-
-def _parallel(module: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
-    if world()[1] == 1:
-        return module
-    # ProtoGCN keeps channels last in memory, so its 1x1 kernels' gradients come with other strides; that is harmless.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        # Statistics and bank are equal on all ranks already, or deliberately each rank's own.
-        forward_sync_buffers=False,
-        # The graph never changes, so unused parameters need no search; but no_sync does not go with that.
-        static_graph=settings.accumulate == 1,
-        find_unused_parameters=settings.accumulate > 1,
-    )
 
 
 @contextmanager
@@ -317,8 +210,10 @@ def _check_smoothing(net: nn.Module, amount: float) -> None:
         raise UserError(f"label_smoothing: the loss of {type(net).__name__} has none; set it to 0")
 
 
-def _announce(progress: Progress, train: Feed, settings: TrainSettings, done: int, size: int) -> None:
-    if done:
+def _announce(progress: Progress, train: Feed, settings: TrainSettings, done: int, step: int, size: int) -> None:
+    if step:
+        progress.say(f"going on after step {step} of epoch {done + 1} of {settings.epochs}")
+    elif done:
         progress.say(f"going on after epoch {done} of {settings.epochs}")
     if settings.accumulate > 1:
         progress.say(
@@ -333,22 +228,10 @@ def _announce(progress: Progress, train: Feed, settings: TrainSettings, done: in
         progress.say(f"each epoch leaves out {left_out} clips, too few for a batch over {size} processes")
 
 
-def _check_loss(losses: Tensor, batches: list[Tensor], train: Feed, epoch: int, first: int) -> None:
-    flawed = (~torch.isfinite(losses)).nonzero()
-    if len(flawed) == 0:
-        return
-    step = int(flawed[0])
-    names = ", ".join(train.ids[row] for row in batches[step].tolist())
-    raise UserError(
-        f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {first + step + 1}; the checkpoint of "
-        f"the former epoch stays. Lower lr or set clip_grad, and look at these clips: {names}"
-    )
-
-
 def _check_weights(net: nn.Module, epoch: int, folder: Path) -> None:
     flawed = [name for name, tensor in net.named_parameters() if not torch.isfinite(tensor).all()]
     if flawed:
         raise UserError(
-            f"weights became NaN or infinite in epoch {epoch + 1} ({', '.join(flawed[:3])}); the former epoch's "
+            f"weights became NaN or infinite in epoch {epoch} ({', '.join(flawed[:3])}); the former "
             f"checkpoint in {folder} stays. Lower lr or set clip_grad"
         )

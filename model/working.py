@@ -1,8 +1,9 @@
 """Working checkpoints: what a stopped training needs to go on as if nothing had happened.
 
-A file is named `epoch-0007.<digest>.pt`. The digest in the name makes content and checksum appear in one
-rename; the former file stays until the new one has been read back. Random states are not among the contents: every
-step draws from a seed of its own (settings.derived_seed), so the epoch number stands for all of them.
+A file is named `epoch-0007.<digest>.pt` after seven epochs, `epoch-0007-step-000020.<digest>.pt` after 20 steps more.
+The digest in the name makes content and checksum appear in one rename; the former file stays until the new one has been
+read back. Random states are not among the contents: every step draws from a seed of its own (settings.derived_seed),
+so the numbers of epoch and step stand for all of them.
 """
 
 import fcntl
@@ -14,34 +15,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model.atomic import write_bytes
+from model.atomic import write_bytes, writing
 from model.checkpoint import checkpoint_bytes, load_checkpoint
 from model.errors import UserError
 
-FORMAT = "sixstream-working/1"
-_NAME = re.compile(r"epoch-(\d+)\.([0-9a-f]{32})\.pt")
+FORMAT = "sixstream-working/2"
+_NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?\.([0-9a-f]{32})\.pt")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold the folder for one training. Raises UserError when another process is training in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as stream:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / "lock").open("w")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{folder}: another process is training here; wait for it or stop it") from None
+        # A kill while writing leaves its unfinished file, named as by write_bytes.
+        for unfinished in folder.glob(".*.pt.*"):
+            unfinished.unlink()
         yield
 
 
-def save_working(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
-    """Write the checkpoint of a finished epoch, verify it, then remove the former ones."""
+def save_working(folder: Path, epoch: int, step: int, content: dict[str, Any]) -> Path:
+    """Write the checkpoint of `epoch` whole epochs and `step` steps more, verify it, then remove the former ones."""
     data = checkpoint_bytes(content, FORMAT)
-    path = write_bytes(folder / f"epoch-{epoch:04d}.{_digest(data)}.pt", data)
+    within = f"-step-{step:06d}" if step else ""
+    path = write_bytes(folder / f"epoch-{epoch:04d}{within}.{_digest(data)}.pt", data)
     if not _intact(path):
         raise UserError(f"{path}: reads back differently from what was written; check the disk")
-    # A kill while writing leaves its unfinished file, named as by write_bytes.
-    for other in (*_checkpoints(folder), *folder.glob(".epoch-*")):
+    for other in _checkpoints(folder):
         if other != path:
             other.unlink(missing_ok=True)
     return path
@@ -53,7 +59,7 @@ def load_working(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | 
     Raises UserError showing the difference when it belongs to another fingerprint, that is to other settings,
     data or code.
     """
-    for path in sorted(_checkpoints(folder), key=_epoch, reverse=True):
+    for path in sorted(_checkpoints(folder), key=_progress, reverse=True):
         if not _intact(path):
             continue
         content = load_checkpoint(path, FORMAT)
@@ -76,8 +82,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)]
 
 
-def _epoch(path: Path) -> int:
-    return int(path.name.split(".")[0].removeprefix("epoch-"))
+def _progress(path: Path) -> tuple[int, int]:
+    name = _NAME.fullmatch(path.name)
+    return (int(name[1]), int(name[2] or 0)) if name is not None else (-1, 0)
 
 
 def _digest(data: bytes) -> str:
@@ -86,7 +93,7 @@ def _digest(data: bytes) -> str:
 
 def _intact(path: Path) -> bool:
     name = _NAME.fullmatch(path.name)
-    return name is not None and _digest(path.read_bytes()) == name[2]
+    return name is not None and _digest(path.read_bytes()) == name[3]
 
 
 def _differences(stored: Any, now: Any, field: str = "") -> list[str]:

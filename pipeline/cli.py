@@ -13,7 +13,9 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from model.errors import UserError
+from model.errors import Stopped, UserError
+
+STOPPED = 75  # of sysexits: a temporary failure, try again
 
 # verb → "module:function". Modules are imported only for the verb that runs: torch and mlflow cost seconds.
 VERBS = {
@@ -94,7 +96,7 @@ SUMMARIES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's."""
+    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's, STOPPED after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
         arguments[:2] = ["-".join(arguments[:2])]
@@ -115,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sixstream: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"sixstream: {stopped}", file=sys.stderr)
+        return STOPPED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

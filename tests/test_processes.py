@@ -2,24 +2,30 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from small_run import annotations, small_params, write_params, write_raw
 
+from components.params import load_params
+from components.preprocess import preprocess
 from pipeline.workspace import ROOT
+
+TRAIN = ["-m", "pipeline.cli", "train", "--member", "joint", "--data", "packed", "--out", "train"]
 
 
 def _train(place: Path, processes: int) -> list[dict[str, float]]:
     write_params(place, small_params())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "pipeline.cli"]
     if not (place / "packed").exists():
         raw = write_raw(place / "raw", annotations())
-        subprocess.run([*line, "preprocess", "--raw", raw, "--out", "packed"], cwd=place, env=environment, check=True)
-    line += ["train", "--member", "joint", "--data", "packed", "--out", "train", "--processes", str(processes)]
+        preprocess(load_params(place / "params.yaml"), raw, place / "packed")
+    line = [sys.executable, *TRAIN, "--processes", str(processes)]
     done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("epoch 2/2") == 1, "one process reports"
@@ -36,3 +42,39 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for one, two in zip(*histories, strict=True):
         for name in ("train/loss", "train/ce", "train/contrast", "dev/loss"):
             assert two[name] == pytest.approx(one[name], rel=2e-3), name
+
+
+def _prepare(place: Path, database: Path, **recipe: int) -> dict[str, str]:
+    """Parameters, packed store and an empty tracking database in `place`; the environment for commands there."""
+    parameters = small_params()
+    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, **recipe}
+    write_params(place, parameters)
+    raw = write_raw(place / "raw", annotations())
+    preprocess(load_params(place / "params.yaml"), raw, place / "packed")
+    shutil.copyfile(database, place / "mlflow.db")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, database: Path, processes: int) -> None:
+    """To torchrun's parent when there are two processes, which stop at one step and are waited for."""
+    environment = _prepare(tmp_path, database, epochs=5000)
+    line = [sys.executable, *TRAIN, "--processes", str(processes)]
+    reached = []
+    for _ in range(2):
+        before = _checkpoints(tmp_path)
+        with subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and _checkpoints(tmp_path) == before:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            messages = process.communicate()[1]
+        assert process.returncode == 75, messages[-2000:]
+        assert messages.count("sixstream: asked to end: saved after step") == processes
+        reached.append(_checkpoints(tmp_path))
+    assert "going on after step" in messages
+    assert len(reached[0]) == len(reached[1]) == 1 and reached[0] < reached[1]
+
+
+def _checkpoints(place: Path) -> list[str]:
+    found = (place / ".work" / "checkpoints").glob("*/epoch-*-step-*.pt")
+    return sorted(path.name.split(".")[0] for path in found)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -59,6 +60,26 @@ def test_another_workspace_is_another_database(tracker: Tracker, database: Path,
     tracker.client.create_registered_model("mine")
     assert [model.name for model in tracker.client.search_registered_models()] == ["mine"]
     assert not other.client.search_registered_models()
+
+
+def test_a_kill_while_the_database_is_made_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    class Killed(BaseException):
+        pass
+
+    def half(uri: str = "") -> None:
+        """As a kill among MLflow's migrations leaves it, which MLflow cannot open again."""
+        with sqlite3.connect(uri.removeprefix("sqlite:///") or tmp_path / "mlflow.db") as database:
+            database.execute("CREATE TABLE secrets (id INTEGER)")
+        raise Killed
+
+    with monkeypatch.context() as fault, pytest.raises(Killed):
+        fault.setattr(mlflow, "MlflowClient", half)
+        connect(tmp_path)
+    tracker = connect(tmp_path)
+    assert tracker.client.search_experiments()[0].name == "Default"
+    assert [path.name for path in tmp_path.glob("*mlflow.db*")] == ["mlflow.db"]
 
 
 def test_embedded_store_lies_in_the_workspace(tracker: Tracker) -> None:
