@@ -53,6 +53,11 @@ def same(case: str, what: str, found: Any, wanted: Any) -> None:
     close(case, what, found, wanted, rtol=0, atol=0)
 
 
+def refused(case: str, what: str) -> None:
+    """Note that a case which the original refuses is refused, which the caller has asserted."""
+    LINES.append(f"{case:34} {what:34} refused, as by the original")
+
+
 def _array(x: Any) -> np.ndarray:
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu().double()

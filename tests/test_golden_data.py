@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_report import close, same
+from golden_report import close, refused, same
 from golden_steps import FEATURES, STEPS, run_steps
 
 from model import sampling
@@ -71,6 +71,7 @@ class Cases:
         if "raises" in case and case["id"] not in ACCEPTED:
             with pytest.raises(UserError):
                 run_steps(sample, case["pipeline"], case["variant"], draws, self.functions)
+            refused(case["id"], case["raised_at"])
             return
         found = run_steps(sample, case["pipeline"], case["variant"], draws, self.functions)
         wanted = {name: self.array(case, key) for name, key in case.get("outputs", {}).items() if name not in UNREAD}
@@ -135,6 +136,30 @@ def test_distributed_order(case: dict[str, Any]) -> None:
 def test_class_specific_order(case: dict[str, Any]) -> None:
     options = {name: case[name] for name in ("seed", "epoch", "rank", "world")}
     assert class_specific_indices(case["labels"], case["class_prob"], **options).tolist() == case["indices"]
+
+
+def test_every_order_of_the_samplers(golden_dir: Path) -> None:
+    names = ("seed", "epoch", "rank", "world", "shuffle")
+    full = torch.load(golden_dir / "models" / "samplers.pt", weights_only=True)
+    for number, case in enumerate(full["distributed"]):
+        found = epoch_indices(case["n"], **{name: case[name] for name in names if name in case})
+        same(f"samplers {number}", "order", found, case["indices"])
+    for number, case in enumerate(full["class_specific"]):
+        labels = np.arange(case["n"]) % case["classes"]
+        options = {name: case[name] for name in names[:4]}
+        found = class_specific_indices(labels, case["class_prob"], **options)
+        same(f"samplers class {number}", "order", found, case["indices"])
+    stored = np.load(golden_dir / "pipeline" / "dataset.npz")
+    for case in json.loads((golden_dir / "pipeline" / "index.json").read_text())["cases"]:
+        options = {name: case["fields"].get(name) for name in names[:4]}
+        if case["op"] == "DistributedSampler":
+            found = epoch_indices(case["fields"]["n"], **options)
+        elif case["op"] == "ClassSpecificDistributedSampler":
+            labels = stored[case["inputs"]["labels"]]
+            found = class_specific_indices(labels, case["fields"]["class_prob"], **options)
+        else:
+            continue
+        same(case["id"], "order", found, stored[case["outputs"]["indices"]])
 
 
 def model_cases(golden_dir: Path, pattern: str) -> list[tuple[str, dict[str, Any]]]:

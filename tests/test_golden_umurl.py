@@ -175,6 +175,27 @@ def test_gendata(golden: Golden) -> None:
         close(case, "sums", sums, golden.array(case, f"{case}/out/joint_checksum"), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("benchmark", ["xsub", "xview", "xsetup"])
+def test_gendata_chooses_the_clips_of_a_split(golden: Golden, benchmark: str) -> None:
+    need(golden, f"umurl_gendata/{benchmark}/train")
+    for part in ("train", "val"):
+        case = f"umurl_gendata/{benchmark}/{part}"
+        fields = golden.cases[case]["fields"]
+        actions = 120 if benchmark == "xsetup" else 60
+        names = [name for name in fields["files"] if name not in fields["missing"]]
+        # The original takes actions above 60 into NTU60 where it finds them.
+        names = [name for name in names if ntu.parse_name(name)["action"] <= actions]
+        splits = ntu.ntu_splits(names, actions)
+        found = splits[f"{benchmark.removesuffix('up')}_{part.replace('val', 'test')}"]
+        wanted = [str(name).removesuffix(".skeleton") for name in golden.array(case, f"{case}/out/name")]
+        same(
+            case,
+            "clips",
+            [names.index(name) for name in found],
+            [names.index(name) for name in wanted if name in names],
+        )
+
+
 def released(golden: Golden) -> tuple[Any, Tensor]:
     """The recorded network and its four views (N, 4, C, T, V, M)."""
     state = golden.tensors("umurl/state", "inputs")

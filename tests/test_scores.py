@@ -105,12 +105,12 @@ def check_small_cases(case: Any, precision: float) -> None:
     for normalise in (None, "true", "pred", "all"):
         where = f"confusion/{normalise}"
         found = confusion_matrix(case[f"{where}/in/y_pred"], case[f"{where}/in/y_real"], normalise=normalise)
-        np.testing.assert_allclose(found, case[f"{where}/out/matrix"], rtol=1e-6, atol=1e-6)
+        close(where, "matrix", found, case[f"{where}/out/matrix"])
     for how in ("prob", "score"):
         found = average_clip(case[f"average_clips/{how}/in/cls_score"], how)
-        np.testing.assert_allclose(found, case[f"average_clips/{how}/out/score"], rtol=1e-6, atol=1e-6)
+        close(f"average_clips/{how}", "score", found, case[f"average_clips/{how}/out/score"])
     found = mean_average_precision(case["map/in/scores"], case["map/in/labels"])
-    assert found == pytest.approx(precision, abs=1e-6)
+    close("map", "mean average precision", found, precision, rtol=0)
 
 
 def test_every_golden_ensemble_case(golden_dir: Path) -> None:
