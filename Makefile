@@ -47,9 +47,10 @@ real: $(INSTALLED)
 	@sixstream workspace --dataset $(DATASET) --protocol $(PROTOCOL) --jobs $(JOBS) \
 	  $(if $(SPLIT),--split $(SPLIT)) $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET))
 
-# Unsupervised pre-training, linear evaluation, retrieval and their picture; about two minutes of one CPU core.
+# Unsupervised pre-training, linear evaluation, retrieval and their picture; about two minutes of one CPU core, and
+# the sample's encoder is too small for more threads.
 umurl: $(INSTALLED)
-	@sixstream umurl
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} sixstream umurl
 
 # Is the sample hard enough to tell things apart? Four data seeds, about 40 minutes.
 sample-study: $(INSTALLED)
