@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.plain.trunk import WIDTHS, Block, Head, data_norm
+from benchmarks.plain.trunk import WIDTHS, Block, Head, data_norm, widening
 
 SUBSETS = 8
 
@@ -22,9 +22,7 @@ class TopologyConv(nn.Module):
         self.conv2 = nn.Conv2d(in_channels, out_channels, 1)
         self.post = nn.Conv2d(out_channels, out_channels, 1)
         self.bn = nn.BatchNorm2d(out_channels)
-        self.down = None
-        if in_channels != out_channels:
-            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        self.down = widening(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n, _, t, v = x.shape

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.plain.trunk import WIDTHS, Block, Head, data_norm
+from benchmarks.plain.trunk import WIDTHS, Block, Head, data_norm, widening
 
 
 class GraphConv(nn.Module):
@@ -15,9 +15,7 @@ class GraphConv(nn.Module):
         self.A = nn.Parameter(torch.zeros(3, joints, joints))
         self.conv = nn.Conv2d(in_channels, 3 * out_channels, 1)
         self.bn = nn.BatchNorm2d(out_channels)
-        self.down = None
-        if in_channels != out_channels:
-            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        self.down = widening(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         n, _, t, v = x.shape

@@ -80,6 +80,13 @@ class Block(nn.Module):
         return F.relu(y), graph
 
 
+def widening(in_channels: int, out_channels: int) -> nn.Sequential | None:
+    """What takes a graph convolution's input to its output's width; nothing where they are equal."""
+    if in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+
+
 class Head(nn.Module):
     """Mean over frames and joints, then persons; a linear classifier."""
 
