@@ -66,8 +66,12 @@ class SharedDropout(nn.Dropout):
     random state on every rank, which `model.train` sets before each step.
     """
 
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.active:
             return x
         rank, size = world()
         counts = _row_counts(x) if size > 1 else [len(x)]

@@ -8,6 +8,7 @@ are cut (see model.reference).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from model.distributed import SharedDropout
 from model.errors import UserError
 from model.layouts import Layout
-from model.nets.norm import BatchNorm
+from model.nets import fused
+from model.nets.norm import BatchNorm, norm_relu
 
 Branch = Any  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
@@ -118,6 +120,12 @@ def branch_widths(out_channels: int, branches: int) -> list[int]:
     return [out_channels - share * (branches - 1)] + [share] * (branches - 1)
 
 
+def _columns(widths: Iterable[int]) -> list[slice]:
+    """Where parts of these widths lie when they are joined."""
+    ends = list(accumulate(widths, initial=0))
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
 class TemporalUnit(nn.Module):
     """Convolution over time (kernel x 1) with batch norm and dropout; kernel 1 serves as residual."""
 
@@ -128,6 +136,10 @@ class TemporalUnit(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), ((kernel - 1) // 2, 0))
         self.bn = BatchNorm(out_channels)
         self.drop = SharedDropout(dropout)
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """All but norm and dropout."""
+        return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.bn(self.conv(x)))
@@ -174,12 +186,20 @@ class MultiScaleTemporal(nn.Module):
         if self.plain:
             self.shortcut = nn.Conv2d(in_channels, sum(self.plain.values()), 1, (stride, 1))
         self.branches = nn.ModuleDict()
+        planned = []
+        columns = dict(zip(self.normed, _columns(self.normed.values()), strict=True))
+        ends = _columns(widths)
         for i, width in self.normed.items():
             kind, size = branches[int(i)]
             if kind == "max":
                 self.branches[i] = nn.MaxPool2d((int(size), 1), (stride, 1), (1, 0))
+                planned.append(fused.Branch(columns[i], ends[int(i)], int(size), 0))
             else:
                 self.branches[i] = TimeConv(width, int(kind), stride, int(size))
+                planned.append(fused.Branch(columns[i], ends[int(i)], int(kind), int(size)))
+        plain = _columns([*self.normed.values(), *self.plain.values()])[len(self.normed) :]
+        pairs = tuple((inside, ends[int(i)]) for i, inside in zip(self.plain, plain, strict=True))
+        self.plan = fused.Plan(tuple(planned), pairs, stride, out_channels)
         self.add_coeff = None if global_joint is None else nn.Parameter(torch.zeros(global_joint))
         self.transform_bn = BatchNorm(out_channels)
         self.transform = nn.Conv2d(out_channels, out_channels, 1)
@@ -187,6 +207,12 @@ class MultiScaleTemporal(nn.Module):
         self.drop = SharedDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.bn(self.before_norm(x)))
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """All but the last norm and dropout."""
+        if self.normed and fused.fits(x, self.squeeze_bn, self.transform_bn):
+            return self._fused(x)
         num_joints = x.shape[3]
         if self.add_coeff is not None:
             x = joints_last(x)
@@ -203,8 +229,26 @@ class MultiScaleTemporal(nn.Module):
         if self.add_coeff is not None:
             local, whole = joints_last(y).split([num_joints, 1], 2)
             y = channels_first(torch.addcmul(local, whole, self.add_coeff[:num_joints, None]))
-        y = self.transform(F.relu(self.transform_bn(y), inplace=True))
-        return self.drop(self.bn(y))
+        return self.transform(F.relu(self.transform_bn(y), inplace=True))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        projections: list[Any] = [self.squeeze, *([self.shortcut] if self.plain else [])]
+        kernels = [p for branch in self.branches.values() for p in branch.parameters()]
+        return fused.MultiScale.apply(
+            self.plan,
+            (self.squeeze_bn, self.transform_bn),
+            x,
+            torch.cat([conv.weight for conv in projections]),
+            torch.cat([conv.bias for conv in projections]),
+            self.squeeze_bn.weight,
+            self.squeeze_bn.bias,
+            self.add_coeff,
+            self.transform_bn.weight,
+            self.transform_bn.bias,
+            self.transform.weight,
+            self.transform.bias,
+            *kernels,
+        )
 
     def reference_parts(self) -> Parts:
         """How the tensors are cut into those of the released checkpoints."""
@@ -237,15 +281,15 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.tcn(self.gcn(x)), x)
+        return self.join(self.gcn(x), x)
 
     def join(self, y: Tensor, x: Tensor) -> Tensor:
-        """Adds the residual of the block's input `x` to the output `y` of its temporal unit."""
-        if self.residual is not None:
-            return F.relu(y + self.residual(x), inplace=True)
-        if self.keeps_input:
-            return F.relu(y + x, inplace=True)
-        return F.relu(y)
+        """The temporal unit of `y`, what the graph convolution made of the block's input `x`, and the residual."""
+        residual = x if self.keeps_input else None if self.residual is None else self.residual(x)
+        if isinstance(self.tcn, TemporalUnit | MultiScaleTemporal) and not self.tcn.drop.active:
+            return norm_relu(self.tcn.bn, self.tcn.before_norm(y), residual)
+        y = self.tcn(y)
+        return F.relu(y) if residual is None else F.relu(y + residual, inplace=True)
 
 
 class GraphNetwork(nn.Module):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
+from model.nets import fused
 from model.nets.blocks import (
     BRANCHES,
     Block,
@@ -24,7 +24,7 @@ from model.nets.blocks import (
     frames_together,
     joints_last,
 )
-from model.nets.norm import BatchNorm
+from model.nets.norm import BatchNorm, norm_relu
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
 SMALLEST_GLOBAL_JOINT = 25
@@ -62,18 +62,21 @@ class TopologyConv(nn.Module):
 
     def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
-        value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
-        graph = None
-        if self.adapts:
-            shared, tanh = self._compare_joints(x)
-            topology = self._add_inter(shared + self.A[:, None], tanh)
-            if want_graph:
-                graph = self._add_inter(shared, tanh).expand(-1, -1, value.shape[2], -1, -1).flatten(1, 2)
-            y = (value @ topology).flatten(1, 2)
+        shared, tanh = self._compare_joints(x) if self.adapts else (None, None)
+        topology = self.A[None, :, None] if shared is None else shared + self.A[:, None]  # (N or 1, K, 1, V, V)
+        scale = None if self.alpha is None else self.alpha[0]
+        if fused.fits(x, self.pre[1]):
+            projected = self.pre[0](x)
+            y = fused.Aggregate.apply(
+                self.pre[1], projected, self.pre[1].weight, self.pre[1].bias, topology, tanh, scale
+            )
         else:
-            y = (value.flatten(2, 3) @ self.A).view_as(value).flatten(1, 2)
-        y = self.bn(self.post(channels_together(y))) + self.down(x)
-        return F.relu(y, inplace=True), graph
+            value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
+            y = channels_together((value @ self._add_inter(topology, tanh)).flatten(1, 2))
+        graph = None
+        if want_graph and shared is not None:
+            graph = self._add_inter(shared, tanh).expand(-1, -1, self.width // self.subsets, -1, -1).flatten(1, 2)
+        return norm_relu(self.bn, self.post(y), self.down(x)), graph
 
     def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""
@@ -98,10 +101,10 @@ class TopologyBlock(Block):
 
     def forward_with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, graph = self.gcn(x, want_graph=True)
-        return self.join(self.tcn(y), x), graph
+        return self.join(y, x), graph
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.tcn(self.gcn(x)[0]), x)
+        return self.join(self.gcn(x)[0], x)
 
 
 def initial_topology(layout: Layout, graph_mode: str, num_subsets: int, init_off: float, init_std: float) -> Tensor:

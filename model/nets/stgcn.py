@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.graph import adjacency
 from model.layouts import Layout
+from model.nets import fused
 from model.nets.blocks import (
     BRANCHES,
     Block,
@@ -22,7 +23,7 @@ from model.nets.blocks import (
     init_time_convs,
     joints_last,
 )
-from model.nets.norm import BatchNorm
+from model.nets.norm import BatchNorm, norm_relu
 
 # What makes ST-GCN++ of ST-GCN.
 PLUS_PLUS: dict[str, Any] = {
@@ -64,15 +65,19 @@ class SharedGraphConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.A if self.PA is None else self.A * self.PA
-        values = joints_last(self.conv(x))  # (N, T, V, K*C)
-        clips, frames, joints, _ = values.shape
-        # One product over sources and subsets: (W, V*K) times (V*K, C) for every frame.
-        receivers = weights.permute(2, 1, 0).reshape(joints, -1).expand(clips * frames, -1, -1)
-        y = torch.bmm(receivers.to(values.dtype), values.reshape(clips * frames, joints * self.subsets, -1))
-        y = self.bn(channels_first(y.view(clips, frames, joints, -1)))
-        if self.with_residual:
-            y = y + self.down(x)
-        return F.relu(y, inplace=True)
+        # Joints are mixed before the projection: where a block widens that is less work.
+        receivers = weights.permute(2, 0, 1).flatten(0, 1)  # (W*K, V)
+        kernel = (
+            self.conv.weight.unflatten(0, (self.subsets, -1)).transpose(0, 1).reshape(len(self.bn.weight), -1, 1, 1)
+        )
+        bias = weights.sum(1).T @ self.conv.bias.view(self.subsets, -1)  # (W, C')
+        if fused.fits(x, self.bn):
+            y = fused.SharedTopology.apply(x, receivers, kernel, bias)
+        else:
+            source = joints_last(x)  # (N, T, V, C)
+            mixed = (receivers.to(source.dtype) @ source).view(*source.shape[:3], -1)
+            y = F.conv2d(channels_first(mixed), kernel) + bias.T[:, None]
+        return norm_relu(self.bn, y, self.down(x) if self.with_residual else None)
 
 
 class STGCN(GraphNetwork):
