@@ -362,7 +362,9 @@ class GraphNetwork(nn.Module):
     @staticmethod
     def pool(y: Tensor, persons: int) -> Tensor:
         """(N*M, C, T, V) -> (N, C)."""
-        return joints_last(y).mean((1, 2)).unflatten(0, (-1, persons)).mean(1)
+        # A sum, as the gradient of a mean is written out for every frame and joint.
+        pooled = joints_last(y).sum((1, 2)) / (y.shape[2] * y.shape[3])
+        return pooled.unflatten(0, (-1, persons)).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores before softmax (N, classes) of clips (N, M, T, V, C)."""

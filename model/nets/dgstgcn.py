@@ -62,38 +62,39 @@ class TopologyConv(nn.Module):
 
     def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
-        shared, tanh = self._compare_joints(x) if self.adapts else (None, None)
+        shared, q, k = self._compare_joints(x) if self.adapts else (None, None, None)
         topology = self.A[None, :, None] if shared is None else shared + self.A[:, None]  # (N or 1, K, 1, V, V)
         scale = None if self.alpha is None else self.alpha[0]
-        if fused.fits(x, self.pre[1]):
-            projected = self.pre[0](x)
-            y = fused.Aggregate.apply(
-                self.pre[1], projected, self.pre[1].weight, self.pre[1].bias, topology, tanh, scale
-            )
+        conv, norm, _ = self.pre
+        if fused.fits(x, norm):
+            projected = fused.pointwise(conv, x)
+            if scale is None:
+                q = k = None
+            y = fused.Aggregate.apply(norm, projected, norm.weight, norm.bias, topology, q, k, scale)
         else:
             value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
-            y = channels_together((value @ self._add_inter(topology, tanh)).flatten(1, 2))
+            y = channels_together((value @ self._add_inter(topology, q, k)).flatten(1, 2))
         graph = None
         if want_graph and shared is not None:
-            graph = self._add_inter(shared, tanh).expand(-1, -1, self.width // self.subsets, -1, -1).flatten(1, 2)
-        return norm_relu(self.bn, self.post(y), self.down(x)), graph
+            graph = self._add_inter(shared, q, k).expand(-1, -1, self.width // self.subsets, -1, -1).flatten(1, 2)
+        return norm_relu(self.bn, fused.pointwise(self.post, y), self.down(x)), graph
 
-    def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""
-        # The projections are linear, so the mean over frames is taken before them instead of after.
-        pooled = channels_first(joints_last(x).mean(1, keepdim=True))
-        q = self.conv1(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))  # (N, K, C, V)
+    def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Intra (N, K, 1, V, V) or zeros, and what inter compares, q and k (N, K, C, V)."""
+        # The projections are linear, so the mean over frames is taken before them instead of after. A sum, as the
+        # gradient of a mean is written out for every frame.
+        pooled = channels_first(joints_last(x).sum(1, keepdim=True) / x.shape[2])
+        q = self.conv1(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
         k = self.conv2(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
-        tanh = None if self.alpha is None else (q[..., :, None] - k[..., None, :]).tanh_()
         if self.beta is None:
-            return q.new_zeros(len(q), self.subsets, 1, q.shape[-1], q.shape[-1]), tanh
+            return q.new_zeros(len(q), self.subsets, 1, q.shape[-1], q.shape[-1]), q, k
         intra = self.beta[0] * (q.transpose(2, 3) @ k).softmax(2)
-        return intra[:, :, None], tanh
+        return intra[:, :, None], q, k
 
-    def _add_inter(self, shared: Tensor, tanh: Tensor | None) -> Tensor:
-        if self.alpha is None or tanh is None:
+    def _add_inter(self, shared: Tensor, q: Tensor | None, k: Tensor | None) -> Tensor:
+        if self.alpha is None or q is None or k is None:
             return shared
-        return torch.addcmul(shared, tanh, self.alpha[0])
+        return torch.addcmul(shared, fused.joint_differences(q, k), self.alpha[0])
 
 
 class TopologyBlock(Block):

@@ -55,12 +55,42 @@ def _found(norm: Any, columns: slice, rows: Tensor) -> Statistics:
 
 def _conv_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """Gradients of input, weight and bias of a convolution over time."""
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], [stride, 1], [padding, 0], [dilation, 1], False, [0, 0], 1, [True, True, True]
+    wanted = [True, True, True]
+    return list(
+        torch.ops.aten.convolution_backward(
+            grad, x, weight, [len(weight)], [stride, 1], [padding, 0], [dilation, 1], False, [0, 0], 1, wanted
+        )
     )
-    return found
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of x (N, T, V, C): (N, T, V, C')."""
+    return _last(F.conv2d(_images(x), weight, bias)).reshape(*x.shape[:3], len(weight))
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The 1x1 convolution `conv` of x (N, C, T, V)."""
+    if x.device.type != "cpu":
+        return conv(x)
+    return _first(project(_last(x), conv.weight, conv.bias))
+
+
+def _project_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input (N, T, V, C), weight and bias of `project`."""
+    g_x, g_weight, g_bias = _conv_gradients(_images(grad), _images(x), weight)
+    return _last(g_x).reshape(x.shape), g_weight, g_bias
+
+
+def _images(x: Tensor) -> Tensor:
+    """(N, T, V, C) -> (N*k, C, T/k, V), a view of 16 images or more if there are so many frames.
+
+    For fewer and a single thread torch takes another kernel, which needs twice the time.
+    """
+    clips, frames, joints, channels = x.shape
+    parts = next((k for k in range(1, frames + 1) if frames % k == 0 and clips * k >= 16), frames)
+    return _first(x.reshape(clips * parts, frames // parts, joints, channels))
 
 
 # --- The temporal unit of several branches ------------------------------------------------------------------
@@ -131,7 +161,7 @@ class MultiScale(torch.autograd.Function):
         last_bias: Tensor,
         *kernels: Tensor,
     ) -> Tensor:
-        u = _last(F.conv2d(x, weight, bias))
+        u = project(_last(x), weight, bias)
         clips, frames, joints, _ = u.shape
         y = u.new_empty(clips, -(-frames // plan.stride), joints, plan.width)
         column = None if coefficients is None else coefficients[:joints, None]
@@ -170,7 +200,7 @@ class MultiScale(torch.autograd.Function):
             ctx.save_for_backward(
                 x, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, u, y, whole, *kernels[::2]
             )
-        return F.conv2d(_first(active), last_weight, last_bias)
+        return _first(project(active, last_weight, last_bias))
 
     @staticmethod
     @once_differentiable
@@ -179,9 +209,8 @@ class MultiScale(torch.autograd.Function):
         x, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, u, y, whole, *kernels = ctx.saved_tensors
         joints = u.shape[2]
         active = apply(_flat(y), *ctx.second.affine(gamma2, beta2, y.dtype), torch.empty_like(_flat(y))).view_as(y)
-        g_y, *g_last = _conv_gradients(grad, _first(active), last_weight)
+        g_y, *g_last = _project_gradients(_last(channels_last(grad)), active, last_weight)
         del active
-        g_y = _last(channels_last(g_y))
         g_second = backward(_flat(g_y), _flat(y), ctx.second, gamma2, beta2)[1:]
         g_coefficients = g_whole = means = None
         if coefficients is not None:
@@ -213,8 +242,8 @@ class MultiScale(torch.autograd.Function):
                     _first(g_end), active, *options, (1, 1), False, places
                 )
             g_part = _last(channels_last(g_part))
-            rest = backward(_flat(g_part), _flat(part), statistic, *own)[1:]
-            g_gamma[branch.inside], g_beta[branch.inside] = rest
+            g_norm = backward(_flat(g_part), _flat(part), statistic, *own)[1:]
+            g_gamma[branch.inside], g_beta[branch.inside] = g_norm
             if means is None:
                 g_u[..., branch.inside] = g_part
             else:
@@ -226,8 +255,8 @@ class MultiScale(torch.autograd.Function):
                 place.copy_(g_y[..., outside])
             else:
                 torch.add(g_y[..., outside], g_whole[..., outside], alpha=1 / joints, out=place)
-        g_x = _conv_gradients(_first(g_u), x, weight)
-        return None, None, *g_x, g_gamma, g_beta, g_coefficients, *g_second, *g_last, *g_kernels
+        g_x, *rest = _project_gradients(g_u, _last(x), weight)
+        return None, None, _first(g_x), *rest, g_gamma, g_beta, g_coefficients, *g_second, *g_last, *g_kernels
 
 
 def _whole(wholes: Sequence[Tensor | None], plan: Plan) -> Tensor:
@@ -249,9 +278,10 @@ def _joined(found: Sequence[Statistics]) -> Statistics:
 
 
 class Aggregate(torch.autograd.Function):
-    """ReLU(norm(u)), its joints mixed by the topology shared + scale * tanh, a matrix (V, V) per clip and channel.
+    """ReLU(norm(u)), its joints mixed by shared + scale * tanh(q - k), a matrix (V, V) per clip and channel.
 
-    u (N, K*C, T, V), shared (N or 1, K, 1, V, V), tanh (N, K, C, V, V) with the scalar `scale`, or neither.
+    u (N, K*C, T, V), shared (N or 1, K, 1, V, V), q and k (N, K, C, V) with the scalar `scale`, or None. A few clips at
+    a time, in the cache: topologies and the values in the order that the product wants never exist as a whole.
     """
 
     @staticmethod
@@ -262,59 +292,71 @@ class Aggregate(torch.autograd.Function):
         gamma: Tensor,
         beta: Tensor,
         shared: Tensor,
-        tanh: Tensor | None,
+        q: Tensor | None,
+        k: Tensor | None,
         scale: Tensor | None,
     ) -> Tensor:
         rows = as_rows(u)
         found = _found(norm, slice(None), rows)
         if norm.training:
             norm.track(found)
-        values = _values(u, found.affine(gamma, beta, u.dtype), shared.shape[1])
-        if norm.training:
             ctx.found = found
-            ctx.save_for_backward(u, gamma, beta, shared, tanh, scale)
-        return _back(values @ _topology(shared, tanh, scale))
+            ctx.save_for_backward(u, gamma, beta, shared, q, k, scale)
+        affine = found.affine(gamma, beta, u.dtype)
+        y = torch.empty_like(u)
+        for part in chunks(rows):
+            tanh = _tanh(q, k, part)
+            mixed = _values(u[part], affine, shared.shape[1]) @ _topology(shared, tanh, scale, part)
+            y[part] = mixed.flatten(1, 2)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        u, gamma, beta, shared, tanh, scale = ctx.saved_tensors
-        values = _values(u, ctx.found.affine(gamma, beta, u.dtype), shared.shape[1])
-        g_y = _per_channel(_last(channels_last(grad)), shared.shape[1])
-        g_topology = values.transpose(3, 4) @ g_y
-        del values
-        g_values = _last(_back(g_y @ _topology(shared, tanh, scale).transpose(3, 4)))
-        del g_y
-        rest = backward(_flat(g_values), as_rows(u), ctx.found, gamma, beta)[1:]
-        g_scale = None if tanh is None else torch.dot(g_topology.flatten(), tanh.flatten())
-        g_shared = g_topology.sum(2, keepdim=True)
-        g_shared = g_shared.sum(0, keepdim=True) if len(shared) < len(g_shared) else g_shared
-        g_tanh = None if scale is None else g_topology.mul_(scale)
-        return None, _first(g_values), *rest, g_shared, g_tanh, g_scale
+        u, gamma, beta, shared, q, k, scale = ctx.saved_tensors
+        affine = ctx.found.affine(gamma, beta, u.dtype)
+        g_u, g_shared = torch.empty_like(u), torch.zeros_like(shared)
+        g_q, g_k = (None if each is None else torch.empty_like(each) for each in (q, k))
+        g_scale = None if scale is None else torch.zeros_like(scale)
+        for part in chunks(as_rows(u)):
+            tanh = _tanh(q, k, part)
+            g_y = grad[part].contiguous().unflatten(1, (shared.shape[1], -1))
+            values = _values(u[part], affine, shared.shape[1])
+            g_topology = values.transpose(3, 4) @ g_y
+            g_values = g_y @ _topology(shared, tanh, scale, part).transpose(3, 4)
+            g_u[part] = g_values.flatten(1, 2)
+            total = g_topology.sum(2, keepdim=True)
+            if len(shared) == 1:
+                g_shared += total.sum(0, keepdim=True)
+            else:
+                g_shared[part] = total
+            if tanh is not None and scale is not None and g_q is not None and g_k is not None:
+                g_scale += torch.dot(g_topology.flatten(), tanh.flatten())
+                steep = torch.ops.aten.tanh_backward(g_topology, tanh).mul_(scale)
+                g_q[part] = steep.sum(4)
+                g_k[part] = steep.sum(3).neg_()
+        rest = backward(as_rows(g_u), as_rows(u), ctx.found, gamma, beta)[1:]
+        return None, g_u, *rest, g_shared, g_q, g_k, g_scale
 
 
-def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None) -> Tensor:
-    return shared if tanh is None or scale is None else torch.addcmul(shared, tanh, scale)
+def _tanh(q: Tensor | None, k: Tensor | None, part: slice) -> Tensor | None:
+    return None if q is None or k is None else joint_differences(q[part], k[part])
 
 
-def _per_channel(x: Tensor, subsets: int) -> Tensor:
-    """(N, T, V, C) -> (N, K, C/K, T, V), a copy."""
-    return _first(x).contiguous().unflatten(1, (subsets, -1))
+def joint_differences(q: Tensor, k: Tensor) -> Tensor:
+    """tanh(q[v] - k[w]): (N, K, C, V) twice -> (N, K, C, V, V)."""
+    return (q[..., :, None] - k[..., None, :]).tanh_()
+
+
+def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None, part: slice) -> Tensor:
+    own = shared if len(shared) == 1 else shared[part]
+    return own if tanh is None or scale is None else torch.addcmul(own, tanh, scale)
 
 
 def _values(u: Tensor, affine: tuple[Tensor, Tensor], subsets: int) -> Tensor:
-    """ReLU(scale * u + shift) as (N, K, C/K, T, V); turned while in the cache."""
-    rows, y = as_rows(u), torch.empty(u.shape, dtype=u.dtype)
+    """ReLU(scale * u + shift) as (N, K, C/K, T, V)."""
     scale, shift = affine
-    flat = y.flatten(2).transpose(1, 2)  # (N, T*V, C)
-    for part in chunks(rows):
-        flat[part] = torch.addcmul(shift, rows[part], scale).relu_()
-    return y.unflatten(1, (subsets, -1))
-
-
-def _back(y: Tensor) -> Tensor:
-    """(N, K, C/K, T, V) -> (N, C, T, V) with channels last in memory."""
-    return channels_last(y.flatten(1, 2))
+    return _first(torch.addcmul(shift, _last(u), scale).relu_()).contiguous().unflatten(1, (subsets, -1))
 
 
 # --- Topologies that all clips share ------------------------------------------------------------------------
@@ -333,28 +375,25 @@ class SharedTopology(torch.autograd.Function):
         source = _last(x)
         y = source.new_empty(*source.shape[:3], len(weight))
         for part in _portions(source, receivers):
-            mixed = F.conv2d(_first(_mixed(source[part], receivers)), weight)
-            torch.add(_last(mixed), bias, out=y[part])
+            torch.add(project(_mixed(source[part], receivers), weight), bias, out=y[part])
         return _first(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, receivers, weight = ctx.saved_tensors
-        source, grad = _last(x), channels_last(grad)
+        source, grad = _last(x), _last(channels_last(grad))
         g_x = torch.empty_like(source)
         g_receivers, g_weight = torch.zeros_like(receivers), torch.zeros_like(weight)
         for part in _portions(source, receivers):
             mixed = _mixed(source[part], receivers)
-            g_mixed, g_part, _ = torch.ops.aten.convolution_backward(
-                grad[part], _first(mixed), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
-            )
+            g_mixed, g_part, _ = _project_gradients(grad[part], mixed, weight)
             g_weight += g_part
-            g_mixed = _last(channels_last(g_mixed)).reshape(-1, len(receivers), source.shape[3])
+            g_mixed = g_mixed.reshape(-1, len(receivers), source.shape[3])
             flat = source[part].flatten(0, 1)
             torch.bmm(receivers.T.expand(len(flat), -1, -1), g_mixed, out=g_x[part].flatten(0, 1))
             g_receivers += torch.bmm(g_mixed, flat.transpose(1, 2)).sum(0)
-        return _first(g_x), g_receivers, g_weight, _last(grad).sum(1).sum(0)
+        return _first(g_x), g_receivers, g_weight, grad.sum(1).sum(0)
 
 
 def _portions(source: Tensor, receivers: Tensor) -> list[slice]:

@@ -221,7 +221,7 @@ class _NormRelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, y = ctx.saved_tensors
         own = torch.empty_like(x)
         torch.ops.aten.threshold_backward.grad_input(channels_last(grad), y, 0, grad_input=own)

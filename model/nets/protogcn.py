@@ -14,7 +14,7 @@ from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
 from model.nets.dgstgcn import DGSTGCN
-from model.nets.norm import BatchNorm
+from model.nets.norm import BatchNorm, norm_relu
 
 # Released settings per stream, the same for every data set.
 STREAM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -88,10 +88,8 @@ class ProtoGCN(DGSTGCN):
         pairs = graph.flatten(2).unflatten(0, (-1, persons)).mean(1).transpose(1, 2)  # (N, V*V, C)
         if self.prn is not None:
             pairs = self.prn(pairs)
-        mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)
-        # Norm over clips and joint pairs; a (N*V*V, C, 1, 1) view needs no transposed copy.
-        normed = self.bn(mixed.flatten(0, 1)[..., None, None])
-        return F.relu(normed).mean((1, 2, 3)).view(len(pairs), -1)
+        mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)  # norm over clips and joint pairs
+        return norm_relu(self.bn, mixed.transpose(1, 2)[..., None]).mean(1).flatten(1)
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy + contrastive_weight * class-specific contrast; in training the bank moves on."""
