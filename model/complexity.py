@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.nets.blocks import GraphNetwork
 from model.nets.ctrgcn import RefinedGraphConv
 from model.nets.dgstgcn import TopologyConv
+from model.nets.norm import by_module
 from model.nets.posec3d import PoseC3D
 from model.nets.protogcn import ProtoGCN
+from model.nets.stgcn import SharedGraphConv
 from model.nets.umurl import UmURL
 
 
@@ -66,16 +68,16 @@ def complexity(net: nn.Module, shape: tuple[int, ...], *, with_loss: bool = Fals
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             hooks.append(module.register_forward_hook(count_norm))
-        elif isinstance(module, TopologyConv | RefinedGraphConv):
+        elif isinstance(module, TopologyConv | RefinedGraphConv | SharedGraphConv):
             hooks.append(module.register_forward_hook(count_released_form))
     # ProtoGCN's head and three-dimensional pools take their mean by other operations.
     if isinstance(net, GraphNetwork) and not isinstance(net, ProtoGCN):
         hooks.append(net.gcn[-1].register_forward_hook(count_pool))
     was_training = net.training
-    x = torch.zeros(shape, device=next(net.parameters()).device)
+    x = torch.ones(shape, device=next(net.parameters()).device)  # of zeros only one person is computed
     try:
         # The counter does not know every fused attention kernel.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), by_module(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             if with_loss:
                 net.eval().loss(x, torch.zeros(shape[0], dtype=torch.long, device=x.device))  # type: ignore[operator]
             else:
@@ -88,10 +90,14 @@ def complexity(net: nn.Module, shape: tuple[int, ...], *, with_loss: bool = Fals
     return Complexity(sum(p.numel() for p in net.parameters()), executed + extra, executed)
 
 
-def _saved(net: nn.Module, module: TopologyConv | RefinedGraphConv, x: Tensor) -> int:
+def _saved(net: nn.Module, module: TopologyConv | RefinedGraphConv | SharedGraphConv, x: Tensor) -> int:
     """Multiply-accumulates of the released form of `module` that ours does not execute."""
     clips, channels, frames, joints = x.shape
     other_frames = clips * channels * joints * (frames - 1)
+    if isinstance(module, SharedGraphConv):
+        # The released form projects before it mixes joints.
+        wider = module.bn.num_features - channels
+        return clips * frames * joints * joints * module.subsets * wider
     if isinstance(module, RefinedGraphConv):
         return 2 * other_frames * module.query.out_channels
     if not module.adapts:

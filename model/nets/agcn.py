@@ -9,18 +9,10 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets.blocks import (
-    Block,
-    GraphNetwork,
-    Parts,
-    Stage,
-    TemporalUnit,
-    channels_first,
-    init_fan_out,
-    init_time_convs,
-    joints_last,
-)
+from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm
+from model.nets.temporal import Parts, TemporalUnit, init_fan_out, init_time_convs
 
 
 class AdaptiveGraphConv(nn.Module):

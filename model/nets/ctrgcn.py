@@ -8,20 +8,10 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets.blocks import (
-    Block,
-    GraphNetwork,
-    Parts,
-    Stage,
-    TimeConv,
-    branch_widths,
-    channels_first,
-    channels_together,
-    init_fan_out,
-    init_time_convs,
-    joints_last,
-)
+from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.memory import channels_first, channels_together, joints_last
 from model.nets.norm import BatchNorm
+from model.nets.temporal import Parts, TimeConv, branch_widths, init_fan_out, init_time_convs
 
 
 class RefinedGraphConv(nn.Module):

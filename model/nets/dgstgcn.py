@@ -12,19 +12,10 @@ from torch import Tensor, nn
 from model.graph import adjacency
 from model.layouts import Layout
 from model.nets import fused
-from model.nets.blocks import (
-    BRANCHES,
-    Block,
-    Branch,
-    GraphNetwork,
-    MultiScaleTemporal,
-    Stage,
-    channels_first,
-    channels_together,
-    frames_together,
-    joints_last,
-)
+from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.memory import channels_first, channels_together, frames_together, joints_last
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
 SMALLEST_GLOBAL_JOINT = 25
@@ -65,7 +56,8 @@ class TopologyConv(nn.Module):
         shared, q, k = self._compare_joints(x) if self.adapts else (None, None, None)
         topology = self.A[None, :, None] if shared is None else shared + self.A[:, None]  # (N or 1, K, 1, V, V)
         scale = None if self.alpha is None else self.alpha[0]
-        conv, norm, _ = self.pre
+        conv: Any = self.pre[0]
+        norm: Any = self.pre[1]
         if fused.fits(x, norm):
             projected = fused.pointwise(conv, x)
             if scale is None:

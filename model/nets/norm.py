@@ -22,6 +22,17 @@ from torch.autograd.function import once_differentiable
 CACHED = 2**18  # numbers worked on at a time: a megabyte of float32
 
 _weights: ContextVar[Tensor | None] = ContextVar("weights", default=None)
+_by_module: ContextVar[bool] = ContextVar("by_module", default=False)
+
+
+@contextmanager
+def by_module() -> Iterator[None]:
+    """Meanwhile networks are computed module by module with torch's own norms, as on a GPU."""
+    token = _by_module.set(True)
+    try:
+        yield
+    finally:
+        _by_module.reset(token)
 
 
 @contextmanager
@@ -94,9 +105,10 @@ def running(norm: Any, columns: slice = slice(None)) -> Statistics:
 
 
 def apply(
-    rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor, *, residual: Tensor | None = None, relu: bool = True
+    rows: Tensor, affine: tuple[Tensor, Tensor], out: Tensor, *, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
     """Writes scale * rows + shift (+ residual), rectified if asked, to `out`, which may be `rows`."""
+    scale, shift = affine
     for part in chunks(rows):
         torch.addcmul(shift, rows[part], scale, out=out[part])
         if residual is not None:
@@ -158,7 +170,7 @@ def ready(norm: nn.Module, x: Tensor) -> bool:
 
     In eval mode any norm will do, but that is for where no gradient is asked for.
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or _by_module.get():
         return False
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or x.dtype != norm.weight.dtype:
         return False
@@ -180,7 +192,7 @@ def norm_relu(norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
     if norm.training:
         return _NormRelu.apply(x, norm.weight, norm.bias, residual, norm)
     affine = running(norm).affine(norm.weight, norm.bias, x.dtype)
-    apply(as_rows(x), *affine, as_rows(x), residual=None if residual is None else as_rows(residual))
+    apply(as_rows(x), affine, as_rows(x), residual=None if residual is None else as_rows(residual))
     return x
 
 
@@ -192,12 +204,12 @@ class _Normalise(torch.autograd.Function):
         norm.track(ctx.found)
         ctx.save_for_backward(x, weight, bias)
         y = torch.empty_like(x)
-        apply(rows, *ctx.found.affine(weight, bias, x.dtype), as_rows(y), relu=False)
+        apply(rows, ctx.found.affine(weight, bias, x.dtype), as_rows(y), relu=False)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         own = torch.empty_like(x).copy_(grad)
         _, *rest = backward(as_rows(own), as_rows(x), ctx.found, weight, bias, relu=False)
@@ -214,7 +226,7 @@ class _NormRelu(torch.autograd.Function):
         norm.track(ctx.found)
         y = torch.empty_like(x)
         added = None if residual is None else as_rows(residual)
-        apply(rows, *ctx.found.affine(weight, bias, x.dtype), as_rows(y), residual=added)
+        apply(rows, ctx.found.affine(weight, bias, x.dtype), as_rows(y), residual=added)
         ctx.has_residual = residual is not None
         ctx.save_for_backward(x, weight, bias, y)
         return y

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from model.distributed import SharedDropout
 from model.errors import UserError
 from model.layouts import Layout
-from model.nets.blocks import classification_loss, init_fan_out
+from model.nets.blocks import classification_loss
+from model.nets.temporal import init_fan_out
 
 EXPANSION = 4
 Triple = tuple[int, int, int]

@@ -76,16 +76,13 @@ class ProtoGCN(DGSTGCN):
 
     def features_and_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features (N, C) and the graph vector (N, V*V) that the contrastive loss compares."""
-        persons = x.shape[1]
-        y = self.enter(x)
-        for block in self.gcn[:-1]:
-            y = block(y)
         last: Any = self.gcn[-1]
-        y, graph = last.forward_with_graph(y)
-        return self.pool(y, persons), self._graph_vector(graph, persons)
+        features, graphs = self.trunk(x, [*self.gcn[:-1], last.forward_with_graph])
+        return features, self._graph_vector(graphs.mean(1))
 
-    def _graph_vector(self, graph: Tensor, persons: int) -> Tensor:
-        pairs = graph.flatten(2).unflatten(0, (-1, persons)).mean(1).transpose(1, 2)  # (N, V*V, C)
+    def _graph_vector(self, graph: Tensor) -> Tensor:
+        """(N, C, V, V), the mean over persons -> (N, V*V)."""
+        pairs = graph.flatten(2).transpose(1, 2)  # (N, V*V, C)
         if self.prn is not None:
             pairs = self.prn(pairs)
         mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)  # norm over clips and joint pairs

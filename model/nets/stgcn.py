@@ -11,19 +11,10 @@ from model.errors import UserError
 from model.graph import adjacency
 from model.layouts import Layout
 from model.nets import fused
-from model.nets.blocks import (
-    BRANCHES,
-    Block,
-    Branch,
-    GraphNetwork,
-    MultiScaleTemporal,
-    Stage,
-    TemporalUnit,
-    channels_first,
-    init_time_convs,
-    joints_last,
-)
+from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal, TemporalUnit, init_time_convs
 
 # What makes ST-GCN++ of ST-GCN.
 PLUS_PLUS: dict[str, Any] = {
@@ -67,10 +58,9 @@ class SharedGraphConv(nn.Module):
         weights = self.A if self.PA is None else self.A * self.PA
         # Joints are mixed before the projection: where a block widens that is less work.
         receivers = weights.permute(2, 0, 1).flatten(0, 1)  # (W*K, V)
-        kernel = (
-            self.conv.weight.unflatten(0, (self.subsets, -1)).transpose(0, 1).reshape(len(self.bn.weight), -1, 1, 1)
-        )
-        bias = weights.sum(1).T @ self.conv.bias.view(self.subsets, -1)  # (W, C')
+        kernel = self.conv.weight.unflatten(0, (self.subsets, -1)).transpose(0, 1).flatten(1, 2)
+        offsets: Any = self.conv.bias
+        bias = weights.sum(1).T @ offsets.view(self.subsets, -1)  # (W, C')
         if fused.fits(x, self.bn):
             y = fused.SharedTopology.apply(x, receivers, kernel, bias)
         else:
