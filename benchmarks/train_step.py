@@ -1,32 +1,44 @@
-"""Forward and train step of a network beside its plain form: samples/s, ratio, peak memory.
+"""Forward and train step of every network: clips/s, peak memory, share of the roofline; beside its plain form.
 
-    python -m benchmarks.train_step [--networks protogcn stgcnpp] [--batch 8] [--frames 100] [--rounds 5]
+    python -m benchmarks.train_step [--networks protogcn stgcnpp] [--batch 16] [--alone 0.8] [--json FILE]
 
-Each form runs in a process of its own for its peak memory; the times of a table are taken alternately in one process,
-and the best of the rounds counts, because neighbours of a shared machine only ever add time. Both forms are first shown
-to give the same loss and gradients in float64.
+The forms of a network take turns in one process, and the best of the rounds counts, because neighbours of a shared
+machine only ever add time; memory is that of a process for each. Both forms are first shown to give the same loss and
+gradients in float64. The roof is the time that the counted operations and bytes need at the rates which a matrix
+product and a copy reach in the same run; work done within a cache can beat that of bytes.
 """
 
 import argparse
-import json
-import multiprocessing
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measuring import (
+    CLASSES,
+    DEVICE,
+    alternating,
+    autocast,
+    clips,
+    counted,
+    options_parser,
+    peak_gib,
+    prepare,
+    rates,
+    write,
+)
 from benchmarks.plain.protogcn import PlainProtoGCN
 from benchmarks.plain.stgcnpp import PlainSTGCNPP
 from model import create_model
+from model.nets import NETWORKS
 from model.reference import to_original
 
-JOINTS, CLASSES = 25, 60
+JOINTS = 25
 PLAIN: dict[str, Callable[..., nn.Module]] = {"protogcn": PlainProtoGCN, "stgcnpp": PlainSTGCNPP}
 BASE = {"protogcn": 96, "stgcnpp": 64}
-FORMS = ("plain", "ours")
+LARGE = {"posec3d": 8}  # of these networks, this part of a batch
 
 
 def pair(name: str, base: int | None = None) -> dict[str, nn.Module]:
@@ -78,89 +90,84 @@ def largest_difference(name: str, base: int | None = None, frames: int = 12) -> 
     return max(differences)
 
 
-def measure(name: str, batch: int, frames: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
-    """Best seconds of a forward pass and of a train step (without optimiser) of both forms, taken alternately."""
-    nets = {form: net.to(device) for form, net in pair(name).items()}
-    x, labels = data(batch, frames, device)
+def forms_of(name: str) -> dict[str, nn.Module]:
+    """The forms of a network, with the same weights."""
+    if name in PLAIN:
+        return pair(name)
+    torch.manual_seed(0)
+    options = {"head": "classifier"} if name == "umurl" else {}
+    layout = "coco" if name == "posec3d" else "nturgb+d"
+    return {"ours": create_model(name, layout=layout, num_classes=CLASSES, **options)}
 
-    def forward(net: nn.Module) -> None:
+
+def action_of(name: str, form: str, kind: str, batch: int, options: argparse.Namespace) -> Callable[[], Any]:
+    """A train step (without optimiser) or a forward pass in eval mode of one form."""
+    net = forms_of(name)[form].to(DEVICE)
+    x, labels = clips(forms_of(name)["ours"], batch, options.frames, options.alone)
+    run: Any = torch.compile(net, mode=options.mode, dynamic=False) if options.mode and kind == "forward" else net
+    loss: Any = net.loss
+    if options.mode and kind == "step":
+        loss = torch.compile(loss, mode=options.mode, dynamic=False)
+
+    def forward() -> None:
         net.eval()
-        with torch.inference_mode():
-            net(x)
+        with torch.inference_mode(), autocast(options.bfloat16 and form == "ours"):
+            run(x)
 
-    def step(net: nn.Module) -> None:
+    def step() -> None:
         net.train()
         net.zero_grad(set_to_none=True)
-        loss_of(net, x, labels).backward()
+        with autocast(options.bfloat16 and form == "ours"):
+            result = loss(x, labels)
+        (result if isinstance(result, Tensor) else result[0]).backward()
 
-    best: dict[str, dict[str, float]] = {}
-    for action in (step, forward):  # training first gives the norms statistics that real data would
-        for round_ in range(rounds + 1):
-            for form, net in nets.items():
-                began = time.perf_counter()
-                action(net)
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                seconds = time.perf_counter() - began
-                if round_:  # the first warms up
-                    times = best.setdefault(action.__name__, {})
-                    times[form] = min(times.get(form, seconds), seconds)
-    return best
+    return step if kind == "step" else forward
 
 
-def _peak(name: str, form: str, batch: int, frames: int) -> float:
-    net = pair(name)[form]
-    x, labels = data(batch, frames)
-    for _ in range(2):
-        net.zero_grad(set_to_none=True)
-        loss_of(net, x, labels).backward()
-    # Not ru_maxrss, which a new process inherits from its parent.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return float(line.split()[1]) / 1024**2
-
-
-def peak_gib(name: str, form: str, batch: int, frames: int) -> float:
-    """Largest resident memory of a fresh process that makes two train steps, in GiB."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (name, form, batch, frames))
+def measured(name: str, options: argparse.Namespace, roof: tuple[float, float]) -> dict[str, float]:
+    """The figures of one network, printed as they come."""
+    batch = max(1, options.batch // LARGE.get(name, 1))
+    found: dict[str, float] = {"batch": batch}
+    forms = list(forms_of(name))
+    for kind in ("step", "forward"):
+        actions = {form: action_of(name, form, kind, batch, options) for form in forms}
+        seconds = alternating(actions, options.rounds, options.clock)
+        rate = {form: batch / seconds[form] for form in forms}
+        operations, traffic = counted(
+            action_of(name, "ours", kind, batch, argparse.Namespace(**{**vars(options), "mode": None}))
+        )
+        share = max(operations / roof[0], traffic / roof[1]) / seconds["ours"]
+        found |= {f"{kind}_{form}_per_s": rate[form] for form in forms}
+        found |= {f"{kind}_gflop": operations / 1e9, f"{kind}_gbyte": traffic / 1e9, f"{kind}_roof": share}
+        found[f"{kind}_arithmetic"] = operations / roof[0] / seconds["ours"]
+        cells = [f"{rate[form]:8.2f}" if form in rate else f"{'':8}" for form in ("plain", "ours")]
+        ratio = f"{rate['ours'] / rate['plain']:7.2f}" if "plain" in rate else f"{'':7}"
+        work = f"{operations / 1e9:9.1f}{traffic / 1e9:8.1f}{share:7.0%}{found[f'{kind}_arithmetic']:7.0%}"
+        print(f"{name:9}{kind:8}{''.join(cells)}{ratio}{work}", flush=True)
+    peaks = {form: peak_gib(action_of, name, form, "step", batch, options) for form in forms}
+    known = {form: peak for form, peak in peaks.items() if peak is not None}
+    found |= {f"peak_{form}_gib": peak for form, peak in known.items()}
+    cells = [f"{known[form]:8.2f}" if form in known else f"{'':8}" for form in ("plain", "ours")]
+    ratio = f"{known['plain'] / known['ours']:7.2f}" if "plain" in known else ""
+    print(f"{name:9}{'GiB':8}{''.join(cells)}{ratio}", flush=True)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Forward and train step of networks beside their plain form.")
-    parser.add_argument("--networks", nargs="+", default=list(PLAIN), choices=list(PLAIN))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = options_parser("Forward and train step of the networks.", list(NETWORKS), list(NETWORKS))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {options.threads} threads"
-    print(f"{where}; torch {torch.__version__}; batch {options.batch}, {options.frames} frames, 2 x 25 joints, float32")
-    print(f"{'':10}{'':9}{'plain/s':>9}{'ours/s':>9}{'ratio':>7}")
-    figures: dict[str, dict[str, float]] = {}
+    where = prepare(options)
+    roof = rates(options.bfloat16, options.clock)
+    print(f"a matrix product or convolution reaches {roof[0] / 1e9:.0f} Gflop/s, a copy {roof[1] / 1e9:.1f} GB/s")
+    print(f"{'':17}{'plain/s':>8}{'ours/s':>8}{'ratio':>7}{'Gflop':>9}{'GB':>8}{'roof':>7}{'flops':>7}")
+    figures: dict[str, Any] = {"flops_per_s": roof[0], "bytes_per_s": roof[1]}
     for name in options.networks:
-        difference = largest_difference(name)
-        if difference > 1e-9:
-            sys.exit(f"{name}: the forms differ by {difference:.1e} in float64; nothing is timed")
-        found: dict[str, float] = {"float64_difference": difference}
-        for action, times in measure(name, options.batch, options.frames, options.rounds, device).items():
-            rates = {form: options.batch / seconds for form, seconds in times.items()}
-            ratio = rates["ours"] / rates["plain"]
-            found |= {f"{action}_{form}_per_s": rate for form, rate in rates.items()} | {f"{action}_ratio": ratio}
-            print(f"{name:10}{action:9}{rates['plain']:9.1f}{rates['ours']:9.1f}{ratio:7.2f}")
-        if device == "cpu" and sys.platform == "linux":
-            peaks = {form: peak_gib(name, form, options.batch, options.frames) for form in FORMS}
-            found |= {f"peak_{form}_gib": peak for form, peak in peaks.items()}
-            ratio = peaks["plain"] / peaks["ours"]
-            print(f"{name:10}{'GiB':9}{peaks['plain']:9.2f}{peaks['ours']:9.2f}{ratio:7.2f}")
-        print(f"{name:10}loss and gradients of both forms agree to {difference:.0e} in float64")
-        figures[name] = found
-    if options.json:
-        facts = {"machine": where, "torch": torch.__version__, "batch": options.batch, "frames": options.frames}
-        options.json.write_text(json.dumps({**facts, "figures": figures}, indent=1) + "\n")
+        if name in PLAIN:
+            difference = largest_difference(name)
+            if difference > 1e-9:
+                sys.exit(f"{name}: the forms differ by {difference:.1e} in float64; nothing is timed")
+        figures[name] = measured(name, options, roof)
+    write(options, where, figures)
 
 
 if __name__ == "__main__":

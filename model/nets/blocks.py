@@ -7,6 +7,7 @@ are cut (see model.reference).
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +153,7 @@ class GraphNetwork(nn.Module):
         distinct = distinct_persons(x, self.gcn)
         places: Any = slice(None) if distinct is None else distinct.places
         beside = None
-        with weighted(None if distinct is None else distinct.counts):
+        with nullcontext() if distinct is None else weighted(distinct.counts):
             if distinct is not None:
                 y = channels_first(joints_last(y)[distinct.rows])
             for block in blocks:

@@ -170,7 +170,8 @@ def ready(norm: nn.Module, x: Tensor) -> bool:
 
     In eval mode any norm will do, but that is for where no gradient is asked for.
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or _by_module.get():
+    # A compiler does better with modules than with steps that are written out.
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _by_module.get():
         return False
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or x.dtype != norm.weight.dtype:
         return False
