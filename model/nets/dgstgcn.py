@@ -86,7 +86,7 @@ class TopologyConv(nn.Module):
     def _add_inter(self, shared: Tensor, q: Tensor | None, k: Tensor | None) -> Tensor:
         if self.alpha is None or q is None or k is None:
             return shared
-        return torch.addcmul(shared, fused.joint_differences(q, k), self.alpha[0])
+        return torch.addcmul(shared, (q[..., :, None] - k[..., None, :]).tanh_(), self.alpha[0])
 
 
 class TopologyBlock(Block):

@@ -147,12 +147,17 @@ def backward(
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """torch's BatchNorm2d; in training on CPU the arithmetic is that of this file."""
+    """torch's BatchNorm2d; on CPU the arithmetic is that of this file."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and ready(self, x)):
+        if not ready(self, x):
             return super().forward(x)
-        return _Normalise.apply(channels_last(x), self.weight, self.bias, self)
+        x = channels_last(x)
+        if self.training:
+            return _Normalise.apply(x, self.weight, self.bias, self)
+        y = torch.empty_like(x)
+        apply(as_rows(x), running(self).affine(self.weight, self.bias, x.dtype), as_rows(y), relu=False)
+        return y
 
     @torch.no_grad()
     def track(self, found: Statistics) -> None:
