@@ -64,6 +64,8 @@ golden: $(INSTALLED)
 # Ours beside the plain form, in one run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.heatmaps
 
 # Trainings killed at random moments end with the bits of an undisturbed one: 5 runs x 10 kills.

@@ -24,7 +24,9 @@ class Distinct:
 
 def distinct_persons(x: Tensor, blocks: nn.Module) -> Distinct | None:
     """Of clips (N, M, T, V, C) that enter `blocks`; None where nothing is saved or the result could be another one."""
-    if torch.compiler.is_compiling() or x.requires_grad or (blocks.training and not _can_count(x, blocks)):
+    # How many rows there are is read on the host, which neither a compiler nor a recorded graph can do.
+    recorded = torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if recorded or x.requires_grad or (blocks.training and not _can_count(x, blocks)):
         return None
     empty = ~x.flatten(2).any(2)  # (N, M)
     if not bool((empty.sum(0) > 1).any()):
