@@ -6,7 +6,6 @@ contrastive loss, while class scores depend on the trunk alone; so that branch i
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributed import SharedDropout
@@ -14,6 +13,7 @@ from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
 from model.nets.dgstgcn import DGSTGCN
+from model.nets.fused import linear
 from model.nets.norm import BatchNorm, norm_relu
 
 # Released settings per stream, the same for every data set.
@@ -43,7 +43,8 @@ class PrototypeReconstruction(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(N, V*V, C) -> (N, V*V, C)."""
-        return self.drop(self.memory_matrix(self.query_matrix(pairs).softmax(-1)))
+        shares = linear(pairs, self.query_matrix.weight).softmax(-1)
+        return self.drop(linear(shares, self.memory_matrix.weight))
 
 
 class ProtoGCN(DGSTGCN):
@@ -85,7 +86,7 @@ class ProtoGCN(DGSTGCN):
         pairs = graph.flatten(2).transpose(1, 2)  # (N, V*V, C)
         if self.prn is not None:
             pairs = self.prn(pairs)
-        mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)  # norm over clips and joint pairs
+        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias)  # norm over clips and joint pairs
         return norm_relu(self.bn, mixed.transpose(1, 2)[..., None]).mean(1).flatten(1)
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
