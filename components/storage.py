@@ -140,7 +140,9 @@ def s3_client(config: Any = None) -> Any:
     """A client of S3, with a botocore Config of its own if need be."""
     import boto3
 
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None, config=config)
+    # A session of its own: boto3's common one keeps the first credentials it saw.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+    return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
 def _s3_errors() -> tuple[type[Exception], ...]:
