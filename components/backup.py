@@ -26,6 +26,7 @@ PLACE, MINUTES = "SIXSTREAM_BACKUP", "SIXSTREAM_BACKUP_MINUTES"
 PATIENCE = 20.0  # seconds for the last upload; a pod that is told to end has 30
 FETCHING = 600.0  # seconds for what S3 has, before a training starts without it
 FIRST_RETRY = 5.0  # seconds after a failure, doubled with each further one up to the interval
+LAST_TRIES = 3
 CLIENT: dict[str, Any] = {
     "connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 3, "mode": "standard"},
 }  # fmt: skip
@@ -95,11 +96,14 @@ class Backup:
         if left is not None and left.name != self._kept:
             _say(f"{self.uri}: lacks the last checkpoint, which is {left}")
 
-    def upload(self) -> None:
-        """Put the newest checkpoint into S3, read it back, and only then remove those that are no further on."""
+    def upload(self) -> bool:
+        """Put the newest checkpoint into S3, read it back, and only then remove those that are no further on.
+
+        False when there is nothing new.
+        """
         path = next(iter(working_files(self.folder)), None)
         if path is None or path.name == self._kept:
-            return
+            return False
         try:
             data = path.read_bytes()
         except FileNotFoundError:  # the training has a newer one
@@ -113,23 +117,26 @@ class Backup:
         for name in self._names():
             if name != path.name and progress_of(name) <= progress_of(path.name):
                 self.client.delete_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")
+        return True
 
     def _work(self) -> None:
         pause, failures = self.every, 0
         while not self._ending.wait(pause):
             failures = 0 if self._tried() else failures + 1
             pause = min(self.every, FIRST_RETRY * 2 ** (failures - 1)) if failures else self.every
-        while not self._over and not self._tried():
-            time.sleep(FIRST_RETRY)
+        for _ in range(LAST_TRIES):
+            if self._over or self._tried():
+                return
+            time.sleep(1)
 
     def _tried(self) -> bool:
-        """Upload what is new; whether S3 took it."""
+        """Upload what is new; False when S3 did not take it."""
         try:
-            self.upload()
+            anything = self.upload()
         except Exception as error:
             self._tell(error, f"training goes on, checkpoints stay in {self.folder}, uploads are tried again")
             return False
-        if self._away:
+        if anything and self._away:
             self._away = False
             _say(f"{self.uri}: can be written again")
         return True

@@ -28,9 +28,9 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
 
     Writes `best.pt` and `last.pt`, `history.json` (a line an epoch) and `train.json` (facts of the training). Working
     checkpoints lie in `.work/checkpoints/<key>`, the key hashing code, parameters and data: a killed training goes
-    on from there, and anything else starts anew. With SIXSTREAM_BACKUP=s3://bucket/prefix the newest is kept there, too,
-    and fetched where the folder has none (components/backup.py). SIGTERM saves one after the step under way and ends with exit code
-    75. A member with `train: none` is published as its weights are.
+    on from there, and anything else starts anew. With SIXSTREAM_BACKUP=s3://bucket/prefix the newest lies there, too,
+    and is fetched where the folder has none (components/backup.py). SIGTERM saves one after the step under way and
+    ends with exit code 75. A member with `train: none` is published as its weights are.
 
     Args:
         params: the parameters.

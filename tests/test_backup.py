@@ -1,6 +1,7 @@
 """Checkpoints in a real S3 server over HTTP, through a proxy that refuses, hangs, answers 503, cuts and delays."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,6 @@ from model.train import FitResult
 from pipeline.workspace import ROOT
 
 PATIENT = backup.CLIENT
-PREFIX = "s3://bucket/some/backups"
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +47,25 @@ def server() -> Iterator[S3]:
 
 
 @pytest.fixture
-def proxy(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the server, whose bucket is empty; the client's patience is short."""
-    shutil.rmtree(server.folder / "bucket" / "some", ignore_errors=True)
+def kept(server: S3, request: pytest.FixtureRequest) -> Path:
+    """The folder of the server that holds the objects of this test's training."""
+    return server.folder / "bucket" / "some" / re.sub(r"\W", "-", request.node.name) / "run"
+
+
+@pytest.fixture
+def proxy(server: S3, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the server; uploads follow each other."""
     with fault_proxy(server.endpoint) as proxy:
         for name, value in {**server.environment, "AWS_ENDPOINT_URL": proxy.address}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv(PLACE, PREFIX)
+        monkeypatch.setenv(PLACE, f"s3://{kept.parent.relative_to(server.folder)}/")
         monkeypatch.setenv(MINUTES, "0.0002")
         monkeypatch.setattr(backup, "FIRST_RETRY", 0.05)
         yield proxy
 
 
-def objects(server: S3, key: str = "run") -> list[str]:
-    return sorted(path.name.split(".")[0] for path in (server.folder / "bucket/some/backups" / key).glob("*"))
+def objects(kept: Path) -> list[str]:
+    return sorted(path.name.split(".")[0] for path in kept.glob("*"))
 
 
 def trained(net: nn.Module, store: Store, folder: Path) -> FitResult:
@@ -82,7 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_until(true: Callable[[], object]) -> float:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 120
     while not true():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.01)
@@ -90,20 +95,20 @@ def wait_until(true: Callable[[], object]) -> float:
 
 
 def test_a_lost_disk_costs_no_bit(
-    store: Store, straight: FitResult, proxy: FaultProxy, server: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store, straight: FitResult, proxy: FaultProxy, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun(store, tmp_path / "run")
-    assert objects(server) == ["epoch-0001-step-000001"], "former ones are removed once the new one was read back"
+    assert objects(kept) == ["epoch-0001-step-000001"], "former ones are removed once the new one was read back"
     assert_same_bits(trained(tiny(0.3), store, tmp_path / "run"), straight)
     said = capsys.readouterr().err
     assert said.count("backup:") == 1 and "fetched, since there is no checkpoint here" in said
     assert "going on after step 1 of epoch 2 of 3" in said
-    assert objects(server) == ["epoch-0003"]
+    assert objects(kept) == ["epoch-0003"]
 
 
 @pytest.mark.parametrize("fault", ["refuse", "hang", "error", "cut", "lose answers"])
 def test_faults_of_s3_stop_nothing_and_spoil_nothing(
-    store: Store, straight: FitResult, proxy: FaultProxy, server: S3, tmp_path: Path,
+    store: Store, straight: FitResult, proxy: FaultProxy, kept: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str,
 ) -> None:  # fmt: skip
     """In the middle of a training, to its end; then the disk is lost and S3 is there again."""
@@ -131,7 +136,7 @@ def test_faults_of_s3_stop_nothing_and_spoil_nothing(
 
 @pytest.mark.parametrize("fault", ["refuse", "hang", "error"])
 def test_s3_away_at_the_start_and_back_in_the_middle(
-    store: Store, straight: FitResult, proxy: FaultProxy, server: S3, tmp_path: Path,
+    store: Store, straight: FitResult, proxy: FaultProxy, kept: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str,
 ) -> None:  # fmt: skip
     proxy.fault = fault
@@ -139,21 +144,21 @@ def test_s3_away_at_the_start_and_back_in_the_middle(
 
     def mend() -> float:
         proxy.fault = ""
-        return wait_until(lambda: objects(server))
+        return wait_until(lambda: objects(kept))
 
     assert_same_bits(trained(at_step(tiny(0.3), 8, mend), store, tmp_path / "run"), straight)
     said = capsys.readouterr().err
     assert said.count("cannot be reached") == said.count("can be written again") == 1, said
-    assert objects(server) == ["epoch-0003"]
+    assert objects(kept) == ["epoch-0003"]
 
 
 def test_slow_s3_does_not_slow_training(
-    store: Store, straight: FitResult, proxy: FaultProxy, server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, straight: FitResult, proxy: FaultProxy, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some uploads are left out, the last one is waited for."""
     monkeypatch.setattr(backup.Backup, "fetch", lambda self: setattr(proxy, "delay", 0.1))
     assert_same_bits(trained(tiny(0.3), store, tmp_path / "run"), straight)
-    assert objects(server) == ["epoch-0003"]
+    assert objects(kept) == ["epoch-0003"]
 
 
 def test_a_trickle_is_not_waited_for(
@@ -168,50 +173,51 @@ def test_a_trickle_is_not_waited_for(
 
 
 def test_a_damaged_object_gives_way_to_the_former(
-    store: Store, straight: FitResult, proxy: FaultProxy, server: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store, straight: FitResult, proxy: FaultProxy, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun(store, tmp_path / "run")
-    (whole,) = (server.folder / "bucket/some/backups/run").iterdir()
+    (whole,) = kept.iterdir()
     half = whole.with_name(whole.name.replace("epoch-0001-step-000001", "epoch-0002"))
     half.write_bytes(whole.read_bytes()[:-1000])
     assert_same_bits(trained(tiny(0.3), store, tmp_path / "run"), straight)
     said = capsys.readouterr().err
     assert f"{half.name}: damaged, passed over" in said and "going on after step 1 of epoch 2" in said
-    assert objects(server) == ["epoch-0003"]
+    assert objects(kept) == ["epoch-0003"]
 
 
 def test_what_s3_keeps_wrong_does_not_replace_the_former(
-    store: Store, proxy: FaultProxy, server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    store: Store, proxy: FaultProxy, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     begun(store, tmp_path / "run")
     monkeypatch.setattr(backup, "fits_name", lambda name, data: not name.startswith("epoch-0003"))
     trained(tiny(0.3), store, tmp_path / "run")
-    assert "epoch-0003" in (kept := objects(server)) and len(kept) == 2
+    assert "epoch-0003" in (held := objects(kept)) and len(held) == 2
     assert "reads back differently from what was written" in capsys.readouterr().err
 
 
-def test_sigterm_saves_to_s3(store: Store, proxy: FaultProxy, server: S3, tmp_path: Path) -> None:
+def test_sigterm_saves_to_s3(store: Store, proxy: FaultProxy, kept: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         trained(at_step(tiny(0.3), 3, terminate), store, tmp_path / "run")
-    assert objects(server) == saved(tmp_path / "run") == ["epoch-0000-step-000003"]
+    assert objects(kept) == saved(tmp_path / "run") == ["epoch-0000-step-000003"]
 
 
 def test_refused_credentials_are_told_once(
-    store: Store, proxy: FaultProxy, server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    store: Store, proxy: FaultProxy, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     trained(tiny(), store, tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("Check bucket, credentials, AWS_ENDPOINT_URL") == 1 and not objects(server)
+    assert said.count("Check bucket, credentials, AWS_ENDPOINT_URL") == 1 and not objects(kept)
 
 
 def test_mistaken_variables_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLACE, "bucket/prefix")
     monkeypatch.setenv(MINUTES, "soon")
-    with pytest.raises(UserError, match="SIXSTREAM_BACKUP_MINUTES: 'soon' must be a number of minutes"), backed_up(
-        tmp_path
+    with (
+        pytest.raises(UserError, match="SIXSTREAM_BACKUP_MINUTES: 'soon' must be a number of minutes"),
+        backed_up(tmp_path),
     ):
         pass
     monkeypatch.setenv(MINUTES, "5")
@@ -219,11 +225,16 @@ def test_mistaken_variables_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
         pass
 
 
-def test_a_pod_killed_with_its_disk_ends_the_same(server: S3, tmp_path: Path, database: Path) -> None:
+def test_a_pod_killed_with_its_disk_ends_the_same(server: S3, kept: Path, tmp_path: Path, database: Path) -> None:
     """SIGKILL of the real command, whose folder is lost but for parameters and data."""
     parameters = small_params()
     parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, "epochs": 3, "repeats": 4}
-    environment = {**os.environ, **server.environment, PLACE: PREFIX, MINUTES: "0.0002"}
+    environment = {
+        **os.environ,
+        **server.environment,
+        PLACE: f"s3://{kept.relative_to(server.folder)}",
+        MINUTES: "0.0002",
+    }
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "pipeline.cli", "train", "--member", "joint", "--data", "packed", "--out", "train"]
     raw = write_raw(tmp_path / "raw", annotations())
@@ -237,7 +248,7 @@ def test_a_pod_killed_with_its_disk_ends_the_same(server: S3, tmp_path: Path, da
         used = {**environment, PLACE: ""} if name == "straight" else environment
         with subprocess.Popen(line, cwd=place, env=used, stderr=subprocess.PIPE, text=True) as process:
             if name == "killed":
-                wait_until(lambda: list((server.folder / "bucket/some/backups").glob("*/epoch-0000-step-*")))
+                wait_until(lambda: list(kept.glob("*/epoch-0000-step-*")))
                 process.kill()
             said = process.communicate()[1]
         assert process.returncode == (-signal.SIGKILL if name == "killed" else 0), said
