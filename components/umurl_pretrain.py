@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from components.backup import backed_up
 from components.files import staged_dir, write_json
 from components.params import Params
 from components.processes import joined, spread_over
@@ -54,6 +55,7 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
                     write_json(aside / "history.json", [])
                     write_json(aside / "train.json", {**facts, "epochs": 0})
             return
+        stack.enter_context(backed_up(WORK / key, rank))
         result = fit(
             net.to(device),
             training_views(params, store, device),
