@@ -36,7 +36,7 @@ class Ablation(Strict):
     stream: str = Field("joint", description="view of the skeleton")
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2, 3, 4], min_length=1, description="seeds of each cell")
     network: dict[str, Any] = Field(default_factory=dict, description="network options of every cell")
-    cells: dict[CellName, Cell] = Field(min_length=1, description="the cells; the first is what others are tested against")
+    cells: dict[CellName, Cell] = Field(min_length=1, description="the cells; others are tested against the first")
     published: Published | None = Field(None, description="a paper's figures")
 
     @model_validator(mode="after")

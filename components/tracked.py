@@ -33,7 +33,7 @@ def pipeline_key(params: Params, data_hash: str) -> str:
 
 
 def run_name(params: Params, member: str) -> str:
-    """`{model}/{stream}/s{seed}`; members that differ in options as well carry their own name, a grid's their cell's."""
+    """`{model}/{stream}/s{seed}`; members that differ in options too carry their own name, a grid's their cell's."""
     spec = params.member(member)
     if params.ablation is not None:
         return f"{params.ablation.cell(member).title}/s{spec.seed}"

@@ -1,4 +1,4 @@
-"""A named grid of `ablations:`: every cell and seed a member of a workspace of its own, run by DVC, ending in a table."""
+"""A named grid of `ablations:`: every cell and seed a member of one workspace, run by DVC, ending in a table."""
 
 import json
 import os
