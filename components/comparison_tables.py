@@ -53,8 +53,9 @@ def markdown(numbers: dict[str, Any]) -> str:
     lines = [f"# {numbers['title']}", "", *(_about(numbers)), ""]
     lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in numbers["rows"]:
-        cells = [f"= {row['same_as']}, by construction", *[""] * (len(own) - 1)]
-        if "same_as" not in row:
+        if "same_as" in row:
+            cells = [f"= {row['same_as']}, by construction", *[""] * (len(own) - 1)]
+        else:
             cells = [cell(row) for _, cell in own]
         lines.append("| " + " | ".join([row["title"], *cells, *([_figure(row)] if published else [])]) + " |")
     lines.append("")
