@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from components.ablation_params import Ablation, Grid
 from components.compute import Compute
 from components.strict import Strict
+from components.tune_params import Tune
 from components.umurl_params import Umurl
 from model.errors import UserError
 from model.streams import HEATMAP_STREAMS
@@ -227,6 +228,7 @@ class Params(Strict):
     datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
     ablations: dict[Name, Ablation] = Field(default_factory=dict, description="grids, `sixstream ablate`")
     ablation: Grid | None = Field(None, description="the grid of this workspace, written by `sixstream ablate`")
+    tune: Tune = Field(default_factory=Tune, description="search for parameters, `sixstream tune`")
     umurl: Umurl = Field(default_factory=Umurl, description="unsupervised pre-training, `sixstream umurl`")
     compute: Compute = Field(default_factory=Compute, description="tasks of a Kubeflow pipeline, `sixstream kfp`")
 

@@ -45,7 +45,7 @@ VERBS = {
     "workspace": "pipeline.workspace:workspace",
     "ablate": "pipeline.ablate:ablate",
     "compare": "components.compare:compare",
-    "tune": "pipeline.tune:tune",
+    "tune": "components.tune:tune",
     "sample-study": "pipeline.study:sample_study",
     "kfp-compile": "pipeline.kubeflow:kfp_compile",
     "kfp-run": "pipeline.kubeflow:kfp_run",

@@ -13,7 +13,7 @@ from components.params import Params, read_params
 from model.errors import UserError
 
 GOALS = ("report", "register")  # not everything: the sample data are made only for the dataset that needs them
-NOT_IN_GRAPH = {"compute", "umurl", "ablations"}
+NOT_IN_GRAPH = {"compute", "umurl", "ablations", "tune"}
 PLACE = re.compile(r"\$\{([^}]+)\}")
 
 

@@ -40,7 +40,9 @@ def test_released_cells_that_are_one_network_end_with_the_same_bits(pair: Any) -
     assert torch.equal(trained_logits(**one), trained_logits(**other))
 
 
-@pytest.mark.parametrize("pair", [(BASELINE, MTE), (MTE, {"prototypes": False}), (MTE, {}), (NEITHER, {"inter": False})])
+@pytest.mark.parametrize(
+    "pair", [(BASELINE, MTE), (MTE, {"prototypes": False}), (MTE, {}), (NEITHER, {"inter": False})]
+)
 def test_released_cells_that_differ_are_not_taken_for_one(pair: Any) -> None:
     one, other = pair
     assert decisive_options("protogcn", one) != decisive_options("protogcn", other)

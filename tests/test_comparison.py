@@ -12,7 +12,7 @@ from scipy import stats
 from small_run import small_params
 
 from components.compare import compare
-from components.comparison import Entry, Units, compare_entries, holm, independent_units, paired_test
+from components.comparison import Entry, compare_entries, holm, independent_units, paired_test
 from components.comparison_tables import write_comparison
 from components.params import parse_params
 from model.errors import UserError
