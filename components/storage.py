@@ -45,7 +45,7 @@ def dvc_md5(path: str | Path) -> str:
 
 
 def fetch(uri: str, to: str | Path, md5: str | None = None) -> Path:
-    """Copy a file or folder from `uri` (a path, file:// or s3://bucket/key) to `to`, whole or not at all.
+    """Copy a file or folder from `uri` to `to`, whole or not at all; a path, file://, s3://bucket/key, or http(s)://.
 
     With `md5` (as `dvc_md5` gives it) the copy is checked, and a matching one that is already there is
     kept. Raises UserError naming the URI when nothing is there or the md5 differs.
@@ -57,6 +57,8 @@ def fetch(uri: str, to: str | Path, md5: str | None = None) -> Path:
         copy = Path(aside) / "copy"
         if uri.startswith("s3://"):
             _download(uri, copy)
+        elif uri.startswith(("http://", "https://")):
+            _download_web(uri, copy)
         else:
             source = local_path(uri)
             if not source.exists():
@@ -127,7 +129,7 @@ def local_path(uri: str) -> Path:
 
         return Path(url2pathname(parts.path))
     if "://" in uri:
-        raise UserError(f"{uri}: only paths, file:// and s3:// are understood")
+        raise UserError(f"{uri}: only paths, file://, s3:// and, to read from, http(s):// are understood")
     return Path(uri)
 
 
@@ -184,6 +186,17 @@ def _download(uri: str, to: Path) -> None:
             client.download_file(bucket, name, str(file))
     except _s3_errors() as error:
         raise _unreachable(uri, "read", error) from None
+
+
+def _download_web(uri: str, to: Path) -> None:
+    """A single file; one cut short is refused."""
+    from urllib.error import URLError
+    from urllib.request import urlretrieve
+
+    try:
+        urlretrieve(uri, to)
+    except (URLError, OSError) as error:
+        raise UserError(f"{uri}: cannot be read ({error}); check the address and try again") from None
 
 
 def _copy(source: Path, to: Path) -> None:
