@@ -33,8 +33,10 @@ def pipeline_key(params: Params, data_hash: str) -> str:
 
 
 def run_name(params: Params, member: str) -> str:
-    """`{model}/{stream}/s{seed}`; members that differ in options as well carry their own name."""
+    """`{model}/{stream}/s{seed}`; members that differ in options too carry their own name, a grid's their cell's."""
     spec = params.member(member)
+    if params.ablation is not None:
+        return f"{params.ablation.cell(member).title}/s{spec.seed}"
     name = f"{spec.model}/{spec.stream}/s{spec.seed}"
     return f"{name}/{member}" if spec.network else name
 
@@ -60,10 +62,14 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     """The tracked run of a member, under the pipeline run of these parameters and data."""
     tracker = connect(Path.cwd())
     spec = params.member(member)
-    parent = pipeline_run(tracker, params, store)
     tags = {"model": spec.model, "stream": spec.stream, "seed": str(spec.seed), "member": member}
     tags |= {"dataset": params.dataset, "split": params.entry.split.name, "protocol": params.protocol}
     tags["data_hash"] = store.data_hash
+    if params.ablation is None:
+        parent = pipeline_run(tracker, params, store)
+    else:  # children start collapsed on the tracking page, and its charts then show parents only
+        parent = None
+        tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
     name, data = run_name(params, member), data_of(params, store)
     with tracker.member_run(params.experiment, name, key, parent, tags, data=data) as run:
@@ -73,6 +79,9 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
     """Parameters and environment of a member's run."""
     run.log_params(params.for_training(member))
+    if params.ablation is not None:
+        cell = params.ablation.cell(member)
+        run.log_params({"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings})
     run.log_environment(CODE)
 
 
