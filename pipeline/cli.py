@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from model.errors import Stopped, UserError
@@ -47,6 +48,9 @@ VERBS = {
     "kfp-compile": "pipeline.kubeflow:kfp_compile",
     "kfp-run": "pipeline.kubeflow:kfp_run",
     "kfp-lint": "pipeline.kubeflow:kfp_lint",
+    "kfp-submit": "pipeline.kubeflow_submit:kfp_submit",
+    "kfp-status": "pipeline.kubeflow_submit:kfp_status",
+    "kfp-logs": "pipeline.kubeflow_submit:kfp_logs",
     "tracking-sync": "components.tracking:sync",
     "umurl-pretrain": "components.umurl_pretrain:umurl_pretrain",
     "umurl-features": "components.umurl_features:umurl_features",
@@ -85,6 +89,9 @@ SUMMARIES = {
     "kfp-compile": "write the pipeline as a package for Kubeflow (also: kfp compile)",
     "kfp-run": "run that package on this machine by kfp's own runner (also: kfp run)",
     "kfp-lint": "say what would break on a cluster in a package (also: kfp lint)",
+    "kfp-submit": "send the pipeline to a Kubeflow server, follow its run (also: kfp submit)",
+    "kfp-status": "print the state of a run and its tasks (also: kfp status)",
+    "kfp-logs": "print what a run's tasks have printed (also: kfp logs)",
     "tracking-sync": "deliver metrics kept back while the tracking server was away",
     "umurl-pretrain": "pre-train an encoder without labels",
     "umurl-features": "compute a pre-trained encoder's features of every clip",
@@ -172,7 +179,9 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if "params" in options:
         from pipeline.catalogue import load_expanded
 
-        options = {**options, "params": load_expanded(options["params"])}
+        path = Path(options["params"])
+        optional = not path.exists() and type(None) in typing.get_args(typing.get_type_hints(function)["params"])
+        options = {**options, "params": None if optional else load_expanded(path)}
     parameters = inspect.signature(function).parameters.values()
     first = [options.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     return function(*first, **options)

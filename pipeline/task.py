@@ -16,6 +16,7 @@ from components.files import write_text
 from components.storage import dvc_md5, fetch_dvc
 
 PARAMS = "SIXSTREAM_PARAMS"  # the whole of the parameters; a task's own are what kfp's cache looks at
+MISTAKE = "sixstream: no retry mends this (exit code 2)"  # by which who follows a run ends it
 OBJECTS = "/files/md5/"  # in the address of an object of a DVC remote
 
 
@@ -41,6 +42,8 @@ def run_stage(name: str, command: str, places: Mapping[str, str], artifacts: Map
         assert words[0] == "sixstream"
         done = subprocess.run([sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=folder)
         if done.returncode:
+            if done.returncode == 2:
+                print(MISTAKE, flush=True)
             raise SystemExit(done.returncode)
         made = folder / places["out"]
         out.metadata.update({"stage": name, "md5": dvc_md5(made)})

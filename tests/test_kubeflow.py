@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from small_run import annotations, small_params, write_params, write_raw
+from small_run import annotations, small_params, write_params, write_raw, write_remote
 
 from components.params import parse_params
-from components.storage import dvc_md5, dvc_object, file_md5
+from components.storage import dvc_md5
 from model.errors import UserError
 from pipeline.catalogue import entry, load_expanded
 from pipeline.kubeflow import compile_to, kfp_compile
@@ -142,20 +142,6 @@ def test_names_that_mislead_are_refused(tmp_path: Path) -> None:
         compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
 
 
-def _remote(folder: Path, raw: Path) -> str:
-    """A DVC remote that holds the folder `raw`; the address of its object."""
-    listing = []
-    for file in sorted(raw.iterdir()):
-        listing.append({"md5": file_md5(file), "relpath": file.name})
-        place = Path(dvc_object(str(folder), file_md5(file)))
-        place.parent.mkdir(parents=True)
-        shutil.copyfile(file, place)
-    place = Path(dvc_object(str(folder), dvc_md5(raw)))
-    place.parent.mkdir(parents=True)
-    place.write_text(json.dumps(listing, sort_keys=True))
-    return str(place)
-
-
 def _kfp_run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     shutil.copyfile(ROOT / "dvc.yaml", place / "dvc.yaml")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -184,7 +170,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     write_params(by_kfp, content)
     raw = Path("data") / "raw" / "small"  # the store names it
     write_raw(directly / raw, annotations())
-    done = _kfp_run(by_kfp, "--data", _remote(tmp_path / "remote", directly / raw))
+    done = _kfp_run(by_kfp, "--data", write_remote(tmp_path / "remote", directly / raw))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     (made,) = (by_kfp / "kfp-runs").glob("sixstream-small-*")
 
