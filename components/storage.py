@@ -139,7 +139,8 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 def _s3() -> Any:
     import boto3
 
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None)
+    # A session of its own: boto3's common one keeps the first credentials it saw.
+    return boto3.Session().client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None)
 
 
 def _s3_errors() -> tuple[type[Exception], ...]:
