@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.bundle import BundleMember, write_bundle
+from components.facts import tell
 from components.params import Params
 from components.tracked_run import TrackedRun
 from components.tracking import connect
@@ -55,6 +56,7 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     tags["data_hash"] = store.data_hash
     key = member_key(params, member, store.data_hash)
     with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags) as run:
+        tell(member=member, data_hash=store.data_hash, mlflow_run_id=run.run_id)
         yield run
 
 
@@ -73,7 +75,8 @@ def track_evaluation(params: Params, member: str, store: Store, trained: Path, m
             with tempfile.TemporaryDirectory() as scratch:
                 bundle = member_bundle(Path(scratch) / "bundle", params, member, store, trained / f"{which}.pt")
                 figures = flat_metrics(params, metrics[which])
-                run.log_model(which, bundle, figures, (params.dataset, store.data_hash), metrics[which]["epoch"])
+                data, epoch = (params.dataset, store.data_hash), metrics[which]["epoch"]
+                tell(**{f"mlflow_model_{which}": run.log_model(which, bundle, figures, data, epoch)})
         run.log_final(flat_metrics(params, metrics[metrics["chosen"]]), step=last_step)
 
 

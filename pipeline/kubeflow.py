@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from components.compute import Compute, Resources
+from components.compute import Cache, Compute, Resources
 from components.files import write_bytes
 from components.params import Params
+from components.storage import KEPT
 from model.errors import UserError
 from pipeline.cli import VERBS
 from pipeline.graph import Stage, plain, stages
@@ -26,10 +27,12 @@ from pipeline.task import PARAMS, object_md5
 from pipeline.workspace import ROOT
 
 RAW = "raw"  # name of the task that brings the raw data in, where no stage makes them
+CACHE = "/var/cache/sixstream"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 SOURCE = """\
-def {function}(name: str, command: str, settings: str, places: dict, out: Output[Artifact]{inputs}):
-    from pipeline.task import run_stage
-    run_stage(name, command, places, {artifacts}, out)
+def {function}(name: str, command: str, settings: str, places: dict{outputs}{inputs}):
+    from pipeline.task import run_stages
+    run_stages(name, command, places, {artifacts}, {outs})
 """
 
 
@@ -132,35 +135,49 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
     whole = json.dumps(plain(params))  # the order of members is that of sums and tables
 
     def pipeline() -> None:
-        tasks: dict[str, Any] = {}
-        for stage in order:
-            inputs = {identifier(name): (tasks[name], path) for name, path in stage.needs.items()}
-            for path in stage.inputs:
-                if not any(Path(out).is_relative_to(path) for out in stage.needs.values()):
-                    tasks.setdefault(RAW, _raw_data(data or str(Path(path).absolute())))
-                    inputs[RAW] = (tasks[RAW], path)
+        made: dict[str, Any] = {}  # stage → its artifact
+        tasks: dict[str, Any] = {}  # stage → its task
+        for group in groups(order, params.compute.of("train").members_per_task):
+            first, several = group[0], len(group) > 1
+            inputs = {identifier(name): (made[name], path) for name, path in first.needs.items()}
+            for path in first.inputs:
+                if not any(Path(out).is_relative_to(path) for out in first.needs.values()):
+                    made.setdefault(RAW, _raw_data(data or str(Path(path).absolute())).output)
+                    inputs[RAW] = (made[RAW], path)
+            outs = [f"out_{k}" for k in range(len(group))] if several else ["out"]
             component = dsl.component(base_image=params.compute.image, install_kfp_package=False)(
-                _function(stage, list(inputs))
+                _function(first, list(inputs), outs)
             )
-            resources = params.compute.of(stage.verb)
-            shared = (
-                f" --processes {resources.accelerators}" if stage.verb == "train" and resources.accelerators > 1 else ""
-            )
+            resources = params.compute.of(first.verb)
+            shared = f" --processes {resources.accelerators}" if resources.accelerators > 1 else ""
+            settings = {stage.name: stage.params for stage in group} if several else first.params
             task = component(
-                name=stage.name,
-                command=stage.command + shared,
-                settings=json.dumps(stage.params, sort_keys=True),  # kfp has no null
-                places={"out": stage.out} | {name: path for name, (_, path) in inputs.items()},
-                **{name: _output(before) for name, (before, _) in inputs.items()},
+                name="\n".join(stage.name for stage in group),
+                command="\n".join(stage.command + (shared if stage.verb == "train" else "") for stage in group),
+                settings=json.dumps(settings, sort_keys=True),  # kfp has no null
+                places=dict(zip(outs, (stage.out for stage in group), strict=True))
+                | {name: path for name, (_, path) in inputs.items()},
+                **{name: artifact for name, (artifact, _) in inputs.items()},
             )
-            task.set_display_name(stage.name.replace("@", " "))
+            task.set_display_name(", ".join(stage.name.replace("@", " ") for stage in group))
             task.set_env_variable(PARAMS, whole)
-            task.after(*(tasks[name] for name in stage.follows))
+            task.after(*(tasks[name] for name in first.follows))
             _equip(task, params.compute, resources, retries)
-            tasks[stage.name] = task
+            if RAW in inputs and params.compute.cache is not None:
+                _keep_raw_data(task, params.compute.cache)
+            for stage, out in zip(group, outs, strict=True):
+                tasks[stage.name], made[stage.name] = task, task.outputs[out]
 
     logging.getLogger("kfp").setLevel(logging.WARNING)
     return dsl.pipeline(name=f"sixstream-{params.dataset}".lower().replace("_", "-"))(pipeline)
+
+
+def groups(order: list[Stage], members: int) -> list[list[Stage]]:
+    """The stages as tasks run them: `members` trainings to a task, at the place of the first; the others one by one."""
+    trainings = [stage for stage in order if stage.verb == "train"]
+    chunks = [trainings[start : start + members] for start in range(0, len(trainings), members)]
+    at = {chunk[0].name: chunk for chunk in chunks}
+    return [at.get(stage.name, [stage]) for stage in order if stage.verb != "train" or stage.name in at]
 
 
 def identifier(name: str) -> str:
@@ -181,13 +198,15 @@ def _check_names(order: list[Stage], compute: Compute) -> None:
             raise UserError(f"compute.tasks.{verb}: no stage runs this verb; there are {known}")
 
 
-def _function(stage: Stage, inputs: list[str]) -> Callable[..., None]:
-    """A function with one argument per input: kfp takes its signature and its source as the task's component."""
+def _function(stage: Stage, inputs: list[str], outs: list[str]) -> Callable[..., None]:
+    """A function with one argument per input and output: kfp takes signature and source as the task's component."""
     from kfp.dsl import Artifact, Input, Output
 
     source = SOURCE.format(
         function=identifier(stage.name),
         inputs="".join(f", {name}: Input[Artifact]" for name in inputs),
+        outputs="".join(f", {name}: Output[Artifact]" for name in outs),
+        outs=f"[{', '.join(outs)}]",
         artifacts="{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
     )
     file = f"<stage {stage.name}>"
@@ -212,10 +231,6 @@ def _raw_data(uri: str) -> Any:
     return task.set_display_name("raw data")
 
 
-def _output(task: Any) -> Any:
-    return task.outputs["out"] if "out" in task.outputs else task.output
-
-
 def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> None:
     """Give a task its resources, variables and retries."""
     from kfp import kubernetes
@@ -224,8 +239,16 @@ def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> 
     task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
     if resources.accelerators:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.accelerators)
-    if resources.accelerators > 1:  # a container's own 64 MB are too little for processes that exchange gradients
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
+    if resources.accelerators > 1 or resources.shm:  # a container's own 64 MB are too little to exchange gradients
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=resources.shm or None)
+    if resources.timeout is not None:
+        kubernetes.set_timeout(task, round(3600 * resources.timeout))
+    # kfp itself forbids privilege escalation and drops all capabilities.
+    kubernetes.set_security_context(task, run_as_user=compute.user, run_as_group=compute.user, run_as_non_root=True)
+    if compute.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, compute.pull_secrets)
+    if compute.queue:
+        kubernetes.add_pod_label(task, QUEUE_LABEL, compute.queue)
     if retries and resources.retries:
         # kfp's window is one hour from the first attempt, in which a late pre-emption is final.
         task.set_retry(
@@ -242,3 +265,16 @@ def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> 
         kubernetes.add_node_selector(task, label, value)
     for taint in resources.tolerations:
         kubernetes.add_toleration(task, taint.key, taint.operator, taint.value, taint.effect)
+
+
+def _keep_raw_data(task: Any, cache: Cache) -> None:
+    """Give a task the volume in which fetched raw data stay."""
+    from kfp import kubernetes
+
+    if cache.claim:
+        kubernetes.mount_pvc(task, cache.claim, CACHE)
+    else:
+        kubernetes.add_ephemeral_volume(
+            task, "raw-data", CACHE, ["ReadWriteOnce"], cache.size, cache.storage_class or None
+        )
+    task.set_env_variable(KEPT, CACHE)

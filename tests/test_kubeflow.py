@@ -16,6 +16,7 @@ from small_run import annotations, small_params, write_params, write_raw, write_
 from components.params import parse_params
 from components.storage import dvc_md5
 from model.errors import UserError
+from model.store import open_store
 from pipeline.catalogue import entry, load_expanded
 from pipeline.kubeflow import compile_to, kfp_compile
 from pipeline.kubeflow_lint import load_package
@@ -105,7 +106,9 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
             "evaluate": {"accelerators": 0},
         },
     }
-    params = parse_params(small_params(compute=compute), "here")
+    more = {"pull_secrets": ["registry"], "queue": "night", "cache": {"claim": "raw-data"}}
+    compute["tasks"]["train"] |= {"timeout": 30, "shm": "8Gi"}
+    params = parse_params(small_params(compute=compute | more), "here")
     data = "s3://bucket/dvc/files/md5/ab/cdef0123456789abcdef0123456789.dir"
     assert kfp_compile(params, tmp_path / "pipeline.yaml", data, ROOT / "dvc.yaml") == 0
     spec, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
@@ -119,7 +122,16 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
     own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train-joint"]
     assert own["nodeSelector"]["labels"] == {"pool": "spot"}
     assert own["tolerations"][0]["key"] == "gpu" and own["secretAsEnv"][0]["keyToEnv"][0]["secretKey"] == "key"
-    assert own["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    (shm,) = own["emptyDirMounts"]
+    assert shm["mountPath"] == "/dev/shm" and shm["medium"] == "Memory" and shm["sizeLimit"] == "8Gi"
+    assert own["activeDeadlineSeconds"] == "108000"
+    assert own["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert own["imagePullSecret"][0]["secretName"] == "registry"
+    assert own["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "night"}
+    reader = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-preprocess"]
+    assert "pvcMount" not in own and reader["pvcMount"][0]["mountPath"] == "/var/cache/sixstream"
+    kept = executors["exec-preprocess"]["container"]["env"]
+    assert {"name": "SIXSTREAM_CACHE", "value": "/var/cache/sixstream"} in kept
     retry = spec["root"]["dag"]["tasks"]["train-joint"]["retryPolicy"]
     assert retry["backoffMaxDuration"] == "360000s"
     importer = executors["exec-importer"]["importer"]
@@ -130,6 +142,48 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
 def test_an_accelerator_that_nothing_uses_is_refused() -> None:
     with pytest.raises(UserError, match="compute.tasks: report: has no use for an accelerator"):
         parse_params(small_params(compute={"tasks": {"report": {"accelerators": 1}}}), "here")
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        ({"tasks": {"train": {"timeout": 30, "window": 20}}}, "retries start only within 20 h"),
+        ({"tasks": {"train": {"members_per_task": 2, "accelerators": 2}}}, "shares one accelerator"),
+        ({"tasks": {"evaluate": {"members_per_task": 2}}}, "are for train"),
+        ({"tasks": {"train": {"nodes": 2}}}, "scratch: .*s3://"),
+        ({"cache": {"claim": "a", "size": "1Gi"}}, "one of both"),
+        ({"user": 0}, "user: .*greater than 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(compute: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"compute.*{message}"):
+        parse_params(small_params(compute=compute), "here")
+
+
+def test_members_share_a_pod(tmp_path: Path) -> None:
+    """As many trainings to a task as asked; every member keeps an evaluation of its own, fed by its own output."""
+    members = {name: {"model": "protogcn", "stream": "joint", "seed": k} for k, name in enumerate("abc")}
+    content = small_params(members=members, ensembles={"two": {"members": {"a": 1, "c": 1}}})
+    content["compute"] = {"tasks": {"train": {"members_per_task": 2}}, "cache": {"size": "9Gi"}}
+    compile_to(parse_params(content, "here"), tmp_path / "p.yaml", "s3://b/c", ROOT / "dvc.yaml")
+    spec = load_package(tmp_path / "p.yaml")
+    tasks = spec["root"]["dag"]["tasks"]
+    assert {key for key in tasks if key.startswith("train")} == {"train-a", "train-c"}
+    assert tasks["train-a"]["taskInfo"]["name"] == "train a, train b"
+    named = {key: value for key, value in tasks.items() if key.startswith("evaluate")}
+    sources = {
+        key: next(
+            (one["taskOutputArtifact"]["producerTask"], one["taskOutputArtifact"]["outputArtifactKey"])
+            for name, one in task["inputs"]["artifacts"].items()
+            if name.startswith("train")
+        )
+        for key, task in named.items()
+    }
+    assert sources == {
+        "evaluate-a": ("train-a", "out_0"),
+        "evaluate-b": ("train-a", "out_1"),
+        "evaluate-c": ("train-c", "out"),
+    }
 
 
 def test_names_that_mislead_are_refused(tmp_path: Path) -> None:
@@ -161,6 +215,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
 
     content = small_params()
     content["datasets"]["small"]["recipe"]["epochs"] = 1
+    content["compute"] = {"tasks": {"train": {"members_per_task": 2}}}  # both in one pod, with the bytes of each alone
     assert list(content["members"]) != sorted(content["members"])  # sums and tables go by their order
     params = parse_params(content, "here")
     by_kfp, directly = tmp_path / "kfp", tmp_path / "directly"
@@ -194,6 +249,12 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     assert dvc_md5(made / "ensemble" / "out") == dvc_md5("fused")
     output = json.loads((made / "ensemble" / "executor_output.json").read_text())
     assert output["artifacts"]["out"]["artifacts"][0]["metadata"] == {"stage": "ensemble", "md5": dvc_md5("fused")}
+    (trained,) = made.glob("train-*/executor_output.json")
+    told = [one["artifacts"][0]["metadata"] for _, one in sorted(json.loads(trained.read_text())["artifacts"].items())]
+    assert [one["member"] for one in told] == list(params.members) and told[0]["mlflow_run_id"]
+    assert {one["data_hash"] for one in told} == {open_store(Path("packed")).data_hash}
+    output = json.loads((made / "evaluate-joint" / "executor_output.json").read_text())
+    assert output["artifacts"]["out"]["artifacts"][0]["metadata"]["mlflow_model_best"].startswith("models:/m-")
     assert (made / "report" / "out" / "report.html").is_file()
     assert "champion" in json.loads((made / "register" / "out").read_text())["message"]
     assert not (by_kfp / "data").exists() and not (by_kfp / "runs").exists()
