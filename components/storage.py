@@ -181,9 +181,12 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 def _s3() -> Any:
     import boto3
+    from botocore.config import Config
 
+    # Some servers send the checksum of the whole object with a part of it; ours is the md5.
+    config = Config(response_checksum_validation="when_required")
     # A session of its own: boto3's common one keeps the first credentials it saw.
-    return boto3.Session().client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None)
+    return boto3.Session().client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None, config=config)
 
 
 def _s3_errors() -> tuple[type[Exception], ...]:

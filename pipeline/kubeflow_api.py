@@ -83,10 +83,10 @@ class Api:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            # Without any namespace the constructor asks the server, five times, five seconds apart.
+            # For the namespace `kubeflow` or none the constructor asks the server, five times, five seconds apart.
             self.client = kfp.Client(
                 host=self.endpoint,
-                namespace=namespace or "-",
+                namespace="-",
                 credentials=self.token if self.token.read() else None,
                 ssl_ca_cert=str(ca) if ca else None,
             )

@@ -158,6 +158,8 @@ class KfpServer:
             made = {**body, "experiment_id": str(uuid.uuid4())}
             self.experiments[made["experiment_id"]] = made
             return 200, made
+        if (method, path) == ("GET", "runs"):
+            return 200, {"runs": [run.answer() for run in self.runs.values()]}
         if (method, path) == ("POST", "runs"):
             return 200, self.start(body).answer()
         if found := re.fullmatch(r"runs/([^/:]+)(:terminate)?", path):
