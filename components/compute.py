@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.strict import Strict
 
-ON_GPU = ("train", "evaluate")
+ON_GPU = ("train", "evaluate", "umurl-pretrain", "umurl-features")
 
 
 class Toleration(Strict):
@@ -24,7 +24,7 @@ class Resources(Strict):
     cpu: str = Field("2", description="CPU cores")
     memory: str = Field("8G", description="memory, such as 16G")
     accelerator: str = Field("nvidia.com/gpu", description="resource name of a GPU or of a MIG slice")
-    accelerators: int = Field(0, ge=0, description="how many of them; train and evaluate: 1")
+    accelerators: int = Field(0, ge=0, description="how many of them; train, evaluate and their like in UmURL: 1")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels that the node must have")
     tolerations: list[Toleration] = Field(default_factory=list, description="taints that do not matter")
     retries: int = Field(2, ge=0, description="attempts after a failed or pre-empted one; train: 10")
@@ -54,6 +54,8 @@ class Resources(Strict):
 DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"cpu": "4", "memory": "16G", "accelerators": 1, "retries": 10, "window": 72},
     "evaluate": {"cpu": "4", "memory": "16G", "accelerators": 1, "retries": 5},
+    "umurl-pretrain": {"cpu": "4", "memory": "16G", "accelerators": 1, "retries": 10, "window": 72},
+    "umurl-features": {"cpu": "4", "memory": "16G", "accelerators": 1, "retries": 5},
 }
 
 
@@ -94,7 +96,7 @@ class Compute(Strict):
     def _gpus_where_used(cls, tasks: dict[str, Resources]) -> dict[str, Resources]:
         for verb, given in tasks.items():
             if given.accelerators and verb not in ON_GPU:
-                raise ValueError(f"{verb}: has no use for an accelerator; only {' and '.join(ON_GPU)} have")
+                raise ValueError(f"{verb}: has no use for an accelerator; only {', '.join(ON_GPU)} have")
             if verb != "train" and max(given.members_per_task, given.nodes) > 1:
                 raise ValueError(f"{verb}: members_per_task and nodes are for train")
         return tasks

@@ -19,6 +19,7 @@ from components.compute import Cache, Compute, Resources
 from components.files import write_bytes
 from components.params import Params
 from components.storage import KEPT
+from components.weights import REGISTERED
 from model.errors import UserError
 from pipeline.cli import VERBS
 from pipeline.graph import Stage, plain, stages
@@ -26,6 +27,7 @@ from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import PARAMS, object_md5
 from pipeline.workspace import ROOT
 
+Pipeline = Literal["members", "umurl"]
 RAW = "raw"  # name of the task that brings the raw data in, where no stage makes them
 CACHE = "/var/cache/sixstream"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -41,6 +43,7 @@ def kfp_compile(
     out: Path = Path("pipeline.yaml"),
     data: str = "",
     graph: Path = Path("dvc.yaml"),
+    pipeline: Pipeline = "members",
     development: bool = False,
 ) -> int:
     """Write the pipeline of these parameters as a package for Kubeflow Pipelines, if `sixstream kfp lint` accepts it.
@@ -50,12 +53,13 @@ def kfp_compile(
         out: the package.
         data: raw data, a folder or an object REMOTE/files/md5/… of a DVC remote (default: data/raw/<dataset>).
         graph: the stages.
+        pipeline: members (train, fuse, register) or umurl (pre-training without labels).
         development: accept an image that is named by a tag.
 
     Raises:
         UserError: the package would not run well on a cluster.
     """
-    compile_to(params, out, data, graph)
+    compile_to(params, out, data, graph, pipeline=pipeline)
     wrong = lint(load_package(out), development)
     if wrong:
         out.unlink()
@@ -70,6 +74,7 @@ def kfp_run(
     data: str = "",
     out: Path = Path("kfp-runs"),
     graph: Path = Path("dvc.yaml"),
+    pipeline: Pipeline = "members",
 ) -> int:
     """Compile the pipeline and run that package on this machine by kfp's own runner, tasks in this Python.
 
@@ -81,6 +86,7 @@ def kfp_run(
         data: as for kfp compile.
         out: folder for the package and what the tasks make, <run>/<task>/out.
         graph: the stages.
+        pipeline: as for kfp compile.
 
     Raises:
         UserError: a task failed; its own message stands above.
@@ -89,7 +95,7 @@ def kfp_run(
     from kfp import local as runner
 
     out = out.resolve()
-    compile_to(params, out / "pipeline.yaml", data, graph, retries=False)  # what fails here fails again
+    compile_to(params, out / "pipeline.yaml", data, graph, False, pipeline)  # what fails here fails again
     os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["SIXSTREAM_WORKSPACE"] = str(Path.cwd())
     runner.init(runner.SubprocessRunner(use_venv=False), pipeline_root=str(out))
@@ -113,28 +119,30 @@ def kfp_lint(package: Path, /, *, development: bool = False) -> int:
     return 1 if wrong else 0
 
 
-def compile_to(params: Params, out: Path, data: str, graph: Path, retries: bool = True) -> None:
+def compile_to(
+    params: Params, out: Path, data: str, graph: Path, retries: bool = True, pipeline: Pipeline = "members"
+) -> None:
     """Compile the pipeline of `params` into the file `out`."""
     from kfp import compiler
 
     aside = out.with_name(f".{out.stem}.compiling.yaml")  # kfp goes by the suffix
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        compiler.Compiler().compile(build(params, data, graph, retries), str(aside))
+        compiler.Compiler().compile(build(params, data, graph, retries, pipeline), str(aside))
         write_bytes(out, aside.read_bytes())
     finally:
         aside.unlink(missing_ok=True)
 
 
-def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
+def build(params: Params, data: str, graph: Path, retries: bool, pipeline: Pipeline) -> Any:
     """The pipeline as kfp has it."""
     from kfp import dsl
 
-    order = stages(params, graph)
-    _check_names(order, params.compute)
-    whole = json.dumps(plain(params))  # the order of members is that of sums and tables
+    order = stages(params, graph, pipeline)
+    _check_names(order, params)
+    whole = json.dumps(plain(params, pipeline))  # the order of members is that of sums and tables
 
-    def pipeline() -> None:
+    def tasks_of_stages() -> None:
         made: dict[str, Any] = {}  # stage → its artifact
         tasks: dict[str, Any] = {}  # stage → its task
         for group in groups(order, params.compute.of("train").members_per_task):
@@ -169,7 +177,8 @@ def build(params: Params, data: str, graph: Path, retries: bool) -> Any:
                 tasks[stage.name], made[stage.name] = task, task.outputs[out]
 
     logging.getLogger("kfp").setLevel(logging.WARNING)
-    return dsl.pipeline(name=f"sixstream-{params.dataset}".lower().replace("_", "-"))(pipeline)
+    name = f"sixstream-{params.dataset}" + ("" if pipeline == "members" else f"-{pipeline}")
+    return dsl.pipeline(name=name.lower().replace("_", "-"))(tasks_of_stages)
 
 
 def groups(order: list[Stage], members: int) -> list[list[Stage]]:
@@ -185,17 +194,23 @@ def identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
-def _check_names(order: list[Stage], compute: Compute) -> None:
-    """Raise UserError for stages that kfp could not tell apart, and for resources of no stage."""
+def _check_names(order: list[Stage], params: Params) -> None:
+    """Raise UserError for stages that kfp could not tell apart, resources of no stage, files that pods do not see."""
     by_identifier: dict[str, str] = {}
     for stage in order:
         other = by_identifier.setdefault(identifier(stage.name), stage.name)
         if other != stage.name:
             raise UserError(f"{stage.name} and {other}: kfp cannot tell these names apart; rename a member")
-    for verb in compute.tasks:
+    for verb in params.compute.tasks:
         if verb not in VERBS:
             known = ", ".join(dict.fromkeys(stage.verb for stage in order))
             raise UserError(f"compute.tasks.{verb}: no stage runs this verb; there are {known}")
+    for name, member in params.members.items():
+        if member.weights and not member.weights.startswith(REGISTERED):
+            raise UserError(
+                f"members.{name}.weights: {member.weights} is a file of this machine, which no pod sees; register it "
+                f"(`sixstream checkpoint import` does so with originals) and name it as models:/NAME/VERSION"
+            )
 
 
 def _function(stage: Stage, inputs: list[str], outs: list[str]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from components.params import Params
 from model.errors import UserError
-from pipeline.kubeflow import compile_to
+from pipeline.kubeflow import Pipeline, compile_to
 from pipeline.kubeflow_api import Api, Away, Gone
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import MISTAKE
@@ -40,6 +40,7 @@ def kfp_submit(
     account: str = "",
     data: str = "",
     graph: Path = Path("dvc.yaml"),
+    pipeline: Pipeline = "members",
     out: Path = Path("pipeline.yaml"),
     development: bool = False,
     watch: bool = False,
@@ -61,6 +62,7 @@ def kfp_submit(
         account: Kubernetes service account of the run's pods (default: the server's).
         data: as for kfp compile.
         graph: the stages.
+        pipeline: as for kfp compile.
         out: where the compiled package is written.
         development: accept images that are named by a tag.
         watch: follow the run; the exit code is the run's.
@@ -74,7 +76,7 @@ def kfp_submit(
     if package is None:
         if params is None:
             raise UserError("params.yaml: no such file; run this in a folder with parameters, or name a package")
-        compile_to(params, out, data, graph)
+        compile_to(params, out, data, graph, pipeline=pipeline)
         package = out
     spec = load_package(package)
     wrong = lint(spec, development)
@@ -82,11 +84,11 @@ def kfp_submit(
         raise UserError("\n".join([f"{package} was not submitted:", *wrong]))
     api = Api(endpoint, token, token_file, namespace, ca)
     api.healthz()
-    pipeline = str(spec["pipelineInfo"]["name"])
+    called = str(spec["pipelineInfo"]["name"])
     version = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
-    uploaded = api.version(package, pipeline, f"{pipeline}-{version}")
-    group = api.experiment(experiment or (f"{params.dataset}-{params.protocol}" if params else pipeline))
-    title = name or f"{pipeline}-{version}"
+    uploaded = api.version(package, called, f"{called}-{version}")
+    group = api.experiment(experiment or (f"{params.dataset}-{params.protocol}" if params else called))
+    title = name or f"{called}-{version}"
     run = api.start(group, title, uploaded, account)
     print(f"run: {run}")
     if not watch and not resubmit:

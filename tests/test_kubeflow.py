@@ -44,21 +44,26 @@ def _tasks(spec: dict[str, Any]) -> dict[str, tuple[Any, set[str], str, dict[str
     }
 
 
-@pytest.mark.parametrize("which", ["default", "small"])
+@pytest.mark.parametrize("which", ["default", "small", "umurl"])
 def test_both_graphs_are_the_same(tmp_path: Path, which: str) -> None:
     """Stages, edges, command lines and parameters, against what DVC itself makes of dvc.yaml."""
     from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) if which == "default" else small_params()
+    content = small_params() if which == "small" else yaml.safe_load((ROOT / "params.yaml").read_text())
     fill_workspace(tmp_path, content)
+    further = "pipeline/unsupervised/dvc.yaml"
     params = load_expanded(tmp_path / "params.yaml")
     entry(params, tmp_path / "runs" / params.dataset / "entry.json")
-    compile_to(params, tmp_path / "pipeline.yaml", "", tmp_path / "dvc.yaml")
+    pipeline: Any = "umurl" if which == "umurl" else "members"
+    compile_to(params, tmp_path / "pipeline.yaml", "", tmp_path / "dvc.yaml", pipeline=pipeline)
     ours = _tasks(load_package(tmp_path / "pipeline.yaml"))
     with Repo(str(tmp_path)) as repo:
         graph = repo.index.graph
         theirs = {stage.name: stage for stage in graph.nodes if stage.path_in_repo == "dvc.yaml"}
+        if which == "umurl":  # the members' stages are of the other pipeline
+            theirs = {name: theirs[name] for name in ("sample-data", "entry", "preprocess")}
+            theirs |= {stage.name: stage for stage in graph.nodes if stage.path_in_repo == further}
         if which == "small":
             del theirs["sample-data"]  # of another dataset
         assert set(ours) == set(theirs)
@@ -158,6 +163,15 @@ def test_an_accelerator_that_nothing_uses_is_refused() -> None:
 def test_what_does_not_fit_together_is_refused(compute: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"compute.*{message}"):
         parse_params(small_params(compute=compute), "here")
+
+
+def test_weights_in_a_file_of_this_machine_are_refused(tmp_path: Path) -> None:
+    members = small_params()["members"]
+    members["joint"] |= {"train": "finetune", "weights": "weights/joint.pt"}
+    with pytest.raises(UserError, match="members.joint.weights: weights/joint.pt .* models:/NAME/VERSION"):
+        compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+    members["joint"]["weights"] = "models:/joint/1"
+    compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
 
 
 def test_members_share_a_pod(tmp_path: Path) -> None:
