@@ -17,6 +17,7 @@ PIPELINES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "members": (("report", "register"), None),
     "umurl": (("linear", "retrieve", "plot"), "pipeline/unsupervised/dvc.yaml"),
 }
+NOT_IN_GRAPH = {"compute", "umurl", "ablations", "tune"}
 PLACE = re.compile(r"\$\{([^}]+)\}")
 
 
@@ -39,9 +40,8 @@ class Stage:
 
 
 def plain(params: Params, pipeline: str = "members") -> dict[str, Any]:
-    """The parameters as they would stand in params.yaml, for the dataset and the pipeline that are run, of which
-    `compute` is no part."""
-    others = {"compute"} if pipeline == "umurl" else {"compute", "umurl"}
+    """The parameters as they would stand in params.yaml, for the dataset that is run without what no stage reads."""
+    others = NOT_IN_GRAPH - {pipeline}
     content = params.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=others)
     return {**content, "datasets": {params.dataset: content["datasets"][params.dataset]}}
 

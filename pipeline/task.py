@@ -16,9 +16,11 @@ from typing import Any
 from components.facts import FACTS
 from components.files import read_json, write_text
 from components.storage import dvc_md5, fetch_dvc
+from components.train import WORK
 
 PARAMS = "SIXSTREAM_PARAMS"  # the whole of the parameters; a task's own are what kfp's cache looks at
 MISTAKE = "sixstream: no retry mends this (exit code 2)"  # by which who follows a run ends it
+CHECKPOINTS = "SIXSTREAM_CHECKPOINTS"  # folder that outlives a task, where a repeated training finds its own
 OBJECTS = "/files/md5/"  # in the address of an object of a DVC remote
 
 
@@ -38,6 +40,10 @@ def run_stages(names: str, commands: str, places: Mapping[str, str], artifacts: 
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         folder = Path(scratch)
         write_text(folder / "params.yaml", os.environ[PARAMS])
+        if os.environ.get(CHECKPOINTS):
+            Path(os.environ[CHECKPOINTS]).mkdir(parents=True, exist_ok=True)
+            (folder / WORK).parent.mkdir()
+            (folder / WORK).symlink_to(os.environ[CHECKPOINTS], target_is_directory=True)
         for key, artifact in artifacts.items():
             _lay(artifact, folder / places[key])
         stages = list(zip(names.split("\n"), commands.split("\n"), outs, strict=True))
@@ -60,10 +66,11 @@ def run_commands(commands: list[str], names: list[str], folder: Path, told: list
     """Run command lines in `folder`, several at once; 0, or the exit code of the first that failed."""
     running = []
     share = str(max(1, (os.cpu_count() or 1) // len(commands)))
-    for command, facts in zip(commands, told, strict=True):
+    for command, name, facts in zip(commands, names, told, strict=True):
         words = command.split()
         assert words[0] == "sixstream"
-        environment = {**os.environ, FACTS: str(facts)}
+        stage = " ".join(["kfp", name, os.environ.get("KFP_POD_NAME", "")]).strip()
+        environment = {**os.environ, FACTS: str(facts), "SIXSTREAM_STAGE": stage}
         if len(commands) > 1:
             environment.setdefault("OMP_NUM_THREADS", share)
         several: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
