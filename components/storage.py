@@ -147,7 +147,7 @@ def _fill(uri: str, md5: str, kept: Path) -> None:
     for _ in range(2):  # what was left may be of no use: once more from the beginning
         begun = part.exists()
         if uri.startswith("s3://"):
-            bucket, key = _bucket_and_key(uri)
+            bucket, key = bucket_and_key(uri)
             try:
                 download(s3_client(), bucket, key, part)
             except _s3_errors() as error:

@@ -12,10 +12,12 @@ from typing import Any
 from components.params import Params, read_params
 from model.errors import UserError
 
-# Pipeline → its goals, and a further file of stages. Not everything: the sample data are made only where needed.
+GOALS = ("report", "register")  # not everything: the sample data are made only for the dataset that needs them
+# Pipeline → its goals, and a further file of stages. The cells of a grid are not fused.
 PIPELINES: dict[str, tuple[tuple[str, ...], str | None]] = {
-    "members": (("report", "register"), None),
+    "members": (GOALS, None),
     "umurl": (("linear", "retrieve", "plot"), "pipeline/unsupervised/dvc.yaml"),
+    "ablation": (("evaluate",), None),
 }
 NOT_IN_GRAPH = {"compute", "umurl", "ablations", "tune"}
 PLACE = re.compile(r"\$\{([^}]+)\}")
@@ -129,8 +131,9 @@ def _ordered(found: list[Stage], goals: tuple[str, ...]) -> list[Stage]:
                 visit(before)
             order[name] = by_name[name]
 
-    for goal in goals:
-        visit(goal)
+    for name in by_name:
+        if name.partition("@")[0] in goals:
+            visit(name)
     return list(order.values())
 
 

@@ -11,11 +11,11 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from components.compute import Cache, Compute, Resources
 from components.files import write_bytes
-from components.params import Params
+from components.params import Params, parse_params
 from components.storage import KEPT
 from components.weights import REGISTERED
 from model.errors import UserError
@@ -24,7 +24,6 @@ from pipeline.graph import Stage, plain, stages
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import PARAMS, object_md5
 
-Pipeline = Literal["members", "umurl"]
 RAW = "raw"  # name of the task that brings the raw data in, where no stage makes them
 CACHE = "/var/cache/sixstream"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -40,7 +39,7 @@ def kfp_compile(
     out: Path = Path("pipeline.yaml"),
     data: str = "",
     graph: Path = Path("dvc.yaml"),
-    pipeline: Pipeline = "members",
+    pipeline: str = "members",
     development: bool = False,
 ) -> int:
     """Write the pipeline of these parameters as a package for Kubeflow Pipelines, if `sixstream kfp lint` accepts it.
@@ -50,7 +49,7 @@ def kfp_compile(
         out: the package.
         data: raw data, a folder or an object REMOTE/files/md5/… of a DVC remote (default: data/raw/<dataset>).
         graph: the stages.
-        pipeline: members (train, fuse, register) or umurl (pre-training without labels).
+        pipeline: members (train, fuse, register), umurl (pre-training without labels) or a grid of `ablations`.
         development: accept an image that is named by a tag.
 
     Raises:
@@ -78,7 +77,7 @@ def kfp_lint(package: Path, /, *, development: bool = False) -> int:
 
 
 def compile_to(
-    params: Params, out: Path, data: str, graph: Path, retries: bool = True, pipeline: Pipeline = "members"
+    params: Params, out: Path, data: str, graph: Path, retries: bool = True, pipeline: str = "members"
 ) -> None:
     """Compile the pipeline of `params` into the file `out`."""
     from kfp import compiler
@@ -92,13 +91,14 @@ def compile_to(
         aside.unlink(missing_ok=True)
 
 
-def build(params: Params, data: str, graph: Path, retries: bool, pipeline: Pipeline) -> Any:
+def build(params: Params, data: str, graph: Path, retries: bool, pipeline: str) -> Any:
     """The pipeline as kfp has it."""
     from kfp import dsl
 
-    order = stages(params, graph, pipeline)
+    params, kind = chosen(params, pipeline)
+    order = stages(params, graph, kind)
     _check_names(order, params)
-    whole = json.dumps(plain(params, pipeline))  # the order of members is that of sums and tables
+    whole = json.dumps(plain(params, kind))  # the order of members is that of sums and tables
 
     def tasks_of_stages() -> None:
         made: dict[str, Any] = {}  # stage → its artifact
@@ -137,6 +137,18 @@ def build(params: Params, data: str, graph: Path, retries: bool, pipeline: Pipel
     logging.getLogger("kfp").setLevel(logging.WARNING)
     name = f"sixstream-{params.dataset}" + ("" if pipeline == "members" else f"-{pipeline}")
     return dsl.pipeline(name=name.lower().replace("_", "-"))(tasks_of_stages)
+
+
+def chosen(params: Params, pipeline: str) -> tuple[Params, str]:
+    """The parameters of a pipeline and its kind: those of a grid have its cells as members."""
+    if pipeline in params.ablations:
+        from pipeline.ablate import grid_content
+
+        content, _ = grid_content(plain(params), pipeline, params.ablations[pipeline])
+        return parse_params(content, pipeline).model_copy(update={"compute": params.compute}), "ablation"
+    if pipeline not in ("members", "umurl"):
+        raise UserError(f"--pipeline {pipeline}: choose {', '.join(['members', 'umurl', *params.ablations])}")
+    return params, pipeline
 
 
 def groups(order: list[Stage], members: int) -> list[list[Stage]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from components.params import Params
 from model.errors import UserError
 from pipeline.images import engine
-from pipeline.kubeflow import Pipeline, compile_to
+from pipeline.kubeflow import compile_to
 from pipeline.task import CHECKPOINTS, OBJECTS
 from pipeline.workspace import ROOT
 
@@ -21,7 +21,7 @@ def kfp_run(
     data: str = "",
     out: Path = Path("kfp-runs"),
     graph: Path = Path("dvc.yaml"),
-    pipeline: Pipeline = "members",
+    pipeline: str = "members",
     retry: bool = False,
 ) -> int:
     """Compile the pipeline and run that package on this machine by kfp's own runner.

@@ -13,7 +13,7 @@ from typing import Any
 
 from components.params import Params
 from model.errors import UserError
-from pipeline.kubeflow import Pipeline, compile_to
+from pipeline.kubeflow import compile_to
 from pipeline.kubeflow_api import Api, Away, Gone
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import MISTAKE
@@ -40,7 +40,7 @@ def kfp_submit(
     account: str = "",
     data: str = "",
     graph: Path = Path("dvc.yaml"),
-    pipeline: Pipeline = "members",
+    pipeline: str = "members",
     out: Path = Path("pipeline.yaml"),
     development: bool = False,
     watch: bool = False,

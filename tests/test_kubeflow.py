@@ -17,7 +17,9 @@ from components.params import parse_params
 from components.storage import dvc_md5
 from model.errors import UserError
 from model.store import open_store
+from pipeline.ablate import grid_content
 from pipeline.catalogue import entry, load_expanded
+from pipeline.graph import plain
 from pipeline.kubeflow import compile_to, kfp_compile
 from pipeline.kubeflow_lint import load_package
 from pipeline.workspace import ROOT, fill_workspace
@@ -55,7 +57,7 @@ def test_both_graphs_are_the_same(tmp_path: Path, which: str) -> None:
     further = "pipeline/unsupervised/dvc.yaml"
     params = load_expanded(tmp_path / "params.yaml")
     entry(params, tmp_path / "runs" / params.dataset / "entry.json")
-    pipeline: Any = "umurl" if which == "umurl" else "members"
+    pipeline = "umurl" if which == "umurl" else "members"
     compile_to(params, tmp_path / "pipeline.yaml", "", tmp_path / "dvc.yaml", pipeline=pipeline)
     ours = _tasks(load_package(tmp_path / "pipeline.yaml"))
     with Repo(str(tmp_path)) as repo:
@@ -172,6 +174,23 @@ def test_weights_in_a_file_of_this_machine_are_refused(tmp_path: Path) -> None:
         compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
     members["joint"]["weights"] = "models:/joint/1"
     compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+
+
+def test_a_grid_is_one_fan_out(tmp_path: Path) -> None:
+    """Every cell that differs, from every seed: trained and tested, nothing fused."""
+    params = load_expanded(ROOT / "params.yaml")
+    name, grid = next(iter(params.ablations.items()))
+    with pytest.raises(UserError, match=f"--pipeline nothing: choose members, umurl, {name}"):
+        compile_to(params, tmp_path / "p.yaml", "", ROOT / "dvc.yaml", pipeline="nothing")
+    compile_to(params, tmp_path / "p.yaml", "", ROOT / "dvc.yaml", pipeline=name)
+    ours = _tasks(load_package(tmp_path / "p.yaml"))
+    content, trained_as = grid_content(plain(params), name, grid)
+    cells = {f"{cell}-s{seed}" for cell in trained_as.values() for seed in grid.seeds}
+    assert {key for key in ours if key.startswith("evaluate@")} == {f"evaluate@{cell}" for cell in cells}
+    assert {key for key in ours if "@" not in key} == {"sample-data", "entry", "preprocess"}
+    variables = load_package(tmp_path / "p.yaml")["deploymentSpec"]["executors"]["exec-preprocess"]["container"]["env"]
+    sent = json.loads(next(one["value"] for one in variables if one["name"] == "SIXSTREAM_PARAMS"))
+    assert sent["ablation"] == content["ablation"]
 
 
 def test_members_share_a_pod(tmp_path: Path) -> None:
