@@ -34,7 +34,7 @@ def serve_s3(bucket: str = BUCKET) -> Iterator[S3]:
     with tempfile.TemporaryDirectory(prefix="sixstream-s3-") as scratch:
         folder, log = Path(scratch) / "buckets", Path(scratch) / "log"
         (folder / bucket).mkdir(parents=True)
-        # Directories are not cached, so that a test may change files on the disk.
+        # Directories are cached for a moment only (rclone spins with 0s), so that a test may change files on the disk.
         command = [str(program), "--config", "", "serve", "s3", "--addr", "127.0.0.1:0", "--dir-cache-time", "100ms"]
         with log.open("wb") as stream:
             server = subprocess.Popen([*command, "--auth-key", ",".join(keys), str(folder)], stderr=stream)

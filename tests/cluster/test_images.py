@@ -72,8 +72,8 @@ def small_image(engine: Any, tmp_path: Path) -> Iterator[str]:
     subprocess.run(["tar", "-cf", "image.tar", "file"], cwd=tmp_path, check=True)
     engine.api.import_image_from_file(str(tmp_path / "image.tar"), repository="sixstream-test", tag="small")
     yield "sixstream-test:small"
-    for name in {tag for image in engine.images.list("sixstream-test") for tag in image.tags if tag.endswith("small")}:
-        engine.images.remove(name, force=True)
+    for image in engine.images.list("sixstream-test:small"):
+        engine.images.remove(image.id, force=True)
 
 
 def test_push_prints_the_digest_by_which_the_image_is_found_again(engine, small_image, registry) -> None:
