@@ -47,7 +47,9 @@ def images_build(
         raise UserError(f"images build {target}: choose cpu, gpu, mlflow or s3")
     tag = tag or f"sixstream:{target}"
     command = [builder(), "build", "--file", str(ROOT / "docker" / "Dockerfile"), "--target", target, "--tag", tag]
-    arguments = {"COMMIT": code_commit(ROOT), "LOCK": "cuda" if target == "gpu" else "cpu"}
+    arguments = {"COMMIT": code_commit(ROOT)}
+    if target == "gpu":
+        arguments |= {"LOCK": "cuda", "PIP_ARGS": ""}
     if base:
         arguments["BASE_IMAGE"] = base
     for name, value in arguments.items():
