@@ -46,6 +46,20 @@ def test_the_component_image_is_small_and_says_its_commit(engine, images) -> Non
 def test_the_entry_point_is_the_command_line(engine, images) -> None:
     said = engine.containers.run(images["cpu"]["image"], ["preprocess", "--help"], remove=True).decode()
     assert "--raw RAW" in said
+    login = ["-lc", "command -v sixstream torchrun"]  # as Kubeflow Trainer starts its nodes
+    found = engine.containers.run(images["cpu"]["image"], login, entrypoint="bash", remove=True).decode()
+    assert found.split() == ["/opt/sixstream/bin/sixstream", "/opt/sixstream/bin/torchrun"]
+
+
+def test_every_component_can_be_imported(engine, images) -> None:
+    script = """
+import importlib, pkgutil, components, pipeline.task
+for found in pkgutil.iter_modules(components.__path__):
+    importlib.import_module(f"components.{found.name}")
+print("all")
+"""
+    said = engine.containers.run(images["cpu"]["image"], ["-c", script], entrypoint="python", remove=True)
+    assert said.decode().split() == ["all"]
 
 
 @pytest.fixture
