@@ -45,7 +45,9 @@ def run_stage(name: str, command: str, places: Mapping[str, str], artifacts: Map
             _lay(artifact, folder / places[key])
         words = command.split()
         assert words[0] == "sixstream"
-        done = subprocess.run([sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=folder)
+        stage = " ".join(["kfp", name, os.environ.get("KFP_POD_NAME", "")]).strip()
+        environment = {**os.environ, "SIXSTREAM_STAGE": stage}
+        done = subprocess.run([sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=folder, env=environment)
         if done.returncode:
             raise SystemExit(done.returncode)
         made = folder / places["out"]
