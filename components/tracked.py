@@ -60,16 +60,20 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
         parent = None
         tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
-    with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags) as run:
+    watched = params.ablation is None  # else the machine's load would be the first figure that runs are compared by
+    with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags, watched) as run:
         yield run
 
 
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
     """Parameters, data and environment of a member's run."""
-    run.log_params(params.for_training(member))
+    facts = params.for_training(member)
     if params.ablation is not None:
+        # The tracking page compares runs by the parameters in which they differ, the first three by name: these.
         cell = params.ablation.cell(member)
-        run.log_params({"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings})
+        facts |= {"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings}
+        del facts["member"]
+    run.log_params(facts)
     run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
     run.log_environment(CODE)
 
