@@ -13,7 +13,7 @@ from typing import Any
 from components.bundle import BundleMember, write_bundle
 from components.params import Params
 from components.tracked_run import TrackedRun
-from components.tracking import connect
+from components.tracking import DataSeen, Tracker, connect
 from components.versions import code_version, content_key
 from model.store import Store
 
@@ -41,6 +41,22 @@ def run_name(params: Params, member: str) -> str:
     return f"{name}/{member}" if spec.network else name
 
 
+def data_of(params: Params, store: Store) -> DataSeen:
+    """The data that a run on `store` sees, as MLflow is told: name, the md5 that DVC gives them, source."""
+    return params.dataset, store.data_hash, store.meta["source"]
+
+
+def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
+    """The run that holds the members of these parameters and data, found or made."""
+    return tracker.parent_run(
+        params.experiment,
+        pipeline_key(params, store.data_hash),
+        f"pipeline/{params.entry.split.name}",
+        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
+        data_of(params, store),
+    )
+
+
 @contextmanager
 def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun]:
     """The tracked run of a member, under the pipeline run of these parameters and data."""
@@ -50,23 +66,19 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     tags |= {"dataset": params.dataset, "split": params.entry.split.name, "protocol": params.protocol}
     tags["data_hash"] = store.data_hash
     if params.ablation is None:
-        parent = tracker.parent_run(
-            params.experiment,
-            pipeline_key(params, store.data_hash),
-            f"pipeline/{params.entry.split.name}",
-            {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
-        )
+        parent = pipeline_run(tracker, params, store)
     else:  # children start collapsed on the tracking page, and its charts then show parents only
         parent = None
         tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
+    name, data = run_name(params, member), data_of(params, store)
     watched = params.ablation is None  # else the machine's load would be the first figure that runs are compared by
-    with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags, watched) as run:
+    with tracker.member_run(params.experiment, name, key, parent, tags, watched, data=data) as run:
         yield run
 
 
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
-    """Parameters, data and environment of a member's run."""
+    """Parameters and environment of a member's run."""
     facts = params.for_training(member)
     if params.ablation is not None:
         # The tracking page compares runs by the parameters in which they differ, the first three by name: these.
@@ -74,7 +86,6 @@ def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store)
         facts |= {"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings}
         del facts["member"]
     run.log_params(facts)
-    run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
     run.log_environment(CODE)
 
 
