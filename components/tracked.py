@@ -73,17 +73,21 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
         tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
     name, data = run_name(params, member), data_of(params, store)
-    with tracker.member_run(params.experiment, name, key, parent, tags, data=data) as run:
+    watched = params.ablation is None  # else the machine's load would be the first figure that runs are compared by
+    with tracker.member_run(params.experiment, name, key, parent, tags, watched, data=data) as run:
         tell(member=member, data_hash=store.data_hash, mlflow_run_id=run.run_id)
         yield run
 
 
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
     """Parameters and environment of a member's run."""
-    run.log_params(params.for_training(member))
+    facts = params.for_training(member)
     if params.ablation is not None:
+        # The tracking page compares runs by the parameters in which they differ, the first three by name: these.
         cell = params.ablation.cell(member)
-        run.log_params({"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings})
+        facts |= {"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings}
+        del facts["member"]
+    run.log_params(facts)
     run.log_environment(CODE)
 
 

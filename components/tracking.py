@@ -242,6 +242,13 @@ class Tracker:
         run.close("FINISHED")
         return run.run_id
 
+    def describe(self, experiment: str, text: str) -> None:
+        """Show Markdown as the description of an experiment."""
+        try:
+            self.client.set_experiment_tag(self.experiment_id(experiment), "mlflow.note.content", text)
+        except Exception as error:
+            logger.warning("tracking: %s is not described (%s)", experiment, brief(error))
+
     def find(self, experiment: str, tag: str, key: str) -> Any | None:
         """The oldest run whose tag has this value."""
         found = self.client.search_runs(
