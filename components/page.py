@@ -20,7 +20,7 @@ from components.splits import DEVELOPMENT
 from model.store import Store
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("skeleton.js", "matrix.js", "classes.js", "report.js")
+SCRIPTS = ("theme.js", "skeleton.js", "matrix.js", "classes.js", "report.js")
 PAIRS_WITH_CLIPS = 10
 MISTAKES = 2  # mistaken clips kept for each direction of a confused pair
 GALLERY = 120  # classes of which a clip is shown; the page must stay small

@@ -3,7 +3,7 @@
 
 (function () {
   const data = JSON.parse(document.getElementById("payload").textContent);
-  const byId = (id) => document.getElementById(id), root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
   const headline = data.rows.findIndex((row) => row.name === data.headline);
 
   function choices(id, selected, none) {
@@ -75,13 +75,7 @@
     });
   }
 
-  function repaint() { stage.redraw(); matrix.redraw(); }
-  byId("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-    repaint();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  makeTheme(() => { stage.redraw(); matrix.redraw(); });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, button, canvas, summary, th");
     if (event.key === " " && !typing) { event.preventDefault(); byId("play").click(); }
