@@ -21,6 +21,13 @@ def code_commit(root: Path) -> str:
         return os.environ.get("SIXSTREAM_COMMIT", "unknown")
 
 
+def device_name(device: str) -> str:
+    """What computes, as people call it: the GPU's name, or CPU with its threads."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+
+
 def environment(root: Path) -> tuple[dict[str, str], str]:
     """Tags that describe code and machine, and the installed packages as requirement lines."""
     found = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}

@@ -18,17 +18,15 @@ FRAMES = 9
 TOP_PARTS = 6
 
 
-def _signed() -> ListedColormap:
+def _shades(low: float = -1, high: float = 1) -> ListedColormap:
     """Orange below zero, blue above, transparent at zero, so that one drawing serves light and dark pages."""
-    steps = np.linspace(-1, 1, 257)
+    steps = np.linspace(low, high, 257)
     colours = np.where(steps[:, None] < 0, to_rgb(LIGHT["warn"]), to_rgb(LIGHT["accent"]))
     return ListedColormap(np.concatenate([colours, np.abs(steps)[:, None] ** 0.8], axis=1))
 
 
 def _matrix(axes: Axes, matrix: NDArray, limits: tuple[float, float]) -> Any:
-    colours = _signed()
-    if limits[0] >= 0 or limits[1] <= 0:  # of one sign: all shades of its half
-        colours = ListedColormap(colours.colors[128:] if limits[0] >= 0 else colours.colors[:129])
+    colours = _shades(0 if limits[0] >= 0 else -1, 0 if limits[1] <= 0 else 1)  # one sign: all shades of its half
     image = axes.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest", rasterized=True)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -183,6 +183,24 @@ def class_changes(changes: Sequence[tuple[str, float]], title: str) -> Figure:
     return figure
 
 
+def difficulty(found: Mapping[str, Any], called: Mapping[str, str]) -> Figure:
+    """Mean class accuracy in four bands of difficulty (ProtoGCN, Table 5), a line a member or ensemble."""
+    figure, axes = _new(5.2, 3.3)
+    bands = found["bands"]
+    for position, name in enumerate(bands[0]["mean"]):
+        values = [band["mean"][name] for band in bands]
+        axes.plot(
+            range(len(bands)), values, marker="o", markersize=4, linewidth=1.5, label=called[name], **style(position)
+        )
+    ranking = [band["ranking"] for band in bands]
+    axes.plot(range(len(bands)), ranking, color=LIGHT["muted"], linewidth=1, label=f"{found['ranked_by']} (ranks)")
+    axes.set_xticks(range(len(bands)), [f"{band['from']}–{band['to']}" for band in bands])
+    axes.set_xlabel("classes, hardest first")
+    _percent(axes, "y")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
 def reliability(bins: Mapping[str, Any], name: str) -> Figure:
     """Reliability diagram over the histogram of confidences."""
     figure, (top, bottom) = _new(4.6, 4.1, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})

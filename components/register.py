@@ -13,7 +13,7 @@ from components.params import Params
 from components.registration import Candidate, Gate, MemberEntry
 from components.registration import register as register_versions
 from components.splits import DEVELOPMENT, Parts, parts_of
-from components.tracked import CODE, flat_metrics, lineage, member_key, pipeline_key, preparation, run_name
+from components.tracked import CODE, flat_metrics, lineage, member_key, pipeline_run, preparation, run_name
 from components.tracking import Tracker, connect
 from components.versions import content_key
 from model.errors import UserError
@@ -47,12 +47,7 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
     chosen = params.register_.ensemble
     if chosen not in fused:
         raise UserError(f"{ensembles / 'metrics.json'}: has no ensemble {chosen!r}; run `sixstream ensemble` again")
-    parent = tracker.parent_run(
-        params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
-        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
-    )
+    parent = pipeline_run(tracker, params, store)
     _link(tracker, params, store, parent, members, fused)
     base = f"{params.dataset}-{params.entry.split.name}"
     candidate = Candidate(

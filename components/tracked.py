@@ -13,7 +13,7 @@ from typing import Any
 from components.bundle import BundleMember, write_bundle
 from components.params import Params
 from components.tracked_run import TrackedRun
-from components.tracking import connect
+from components.tracking import Tracker, connect
 from components.versions import code_version, content_key
 from model.store import Store
 
@@ -39,17 +39,27 @@ def run_name(params: Params, member: str) -> str:
     return f"{name}/{member}" if spec.network else name
 
 
+def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
+    """The id of the run under which the members of these parameters and data stand, found or made."""
+    chosen = {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)}
+    return tracker.parent_run(params.experiment, *_pipeline(params, store), chosen)
+
+
+def track_report(params: Params, store: Store, report: Path) -> None:
+    """Log the report, its tables and figures with the pipeline run."""
+    connect(Path.cwd()).open_parent(params.experiment, *_pipeline(params, store)).log_file(report, "report")
+
+
+def _pipeline(params: Params, store: Store) -> tuple[str, str]:
+    return pipeline_key(params, store.data_hash), f"pipeline/{params.entry.split.name}"
+
+
 @contextmanager
 def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun]:
     """The tracked run of a member, under the pipeline run of these parameters and data."""
     tracker = connect(Path.cwd())
     spec = params.member(member)
-    parent = tracker.parent_run(
-        params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
-        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
-    )
+    parent = pipeline_run(tracker, params, store)
     tags = {"model": spec.model, "stream": spec.stream, "seed": str(spec.seed), "member": member}
     tags |= {"dataset": params.dataset, "split": params.entry.split.name, "protocol": params.protocol}
     tags["data_hash"] = store.data_hash

@@ -138,6 +138,10 @@ class Tracker:
         run.log_params(params)
         return run.run_id or f"{PENDING}{key}"
 
+    def open_parent(self, experiment: str, key: str, name: str) -> TrackedRun:
+        """The run that `parent_run` names, to log what belongs to no member; its status is left as it is."""
+        return self._run(experiment, PIPELINE_TAG, key, name, None, {})
+
     def end_parent(self, experiment: str, parent: str, status: str = "FINISHED") -> None:
         """Mark a pipeline run as over, unless Kubeflow's launcher owns it."""
         if parent == os.environ.get("MLFLOW_RUN_ID"):
@@ -259,13 +263,18 @@ class Tracker:
     def _tracked(
         self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
     ) -> TrackedRun:
-        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
-        header |= {"parent": parent, "tags": tags}
-        if tag == MEMBER_TAG and os.environ.get("MLFLOW_RUN_ID"):
-            header["run_id"] = os.environ["MLFLOW_RUN_ID"]
-        run = TrackedRun(self, header)
+        run = self._run(experiment, tag, key, name, parent, tags)
         run.send("status", status="RUNNING")
         return run
+
+    def _run(
+        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+    ) -> TrackedRun:
+        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
+        header |= {"parent": parent, "tags": tags}
+        if tag in (MEMBER_TAG, PIPELINE_TAG) and os.environ.get("MLFLOW_RUN_ID"):
+            header["run_id"] = os.environ["MLFLOW_RUN_ID"]
+        return TrackedRun(self, header)
 
 
 def sync(workspace: str | Path) -> dict[str, int]:

@@ -118,7 +118,9 @@ def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
         ensembles = {"all": {"members": dict.fromkeys(names, 1)}}
     largest = max(ensembles, key=lambda name: len(ensembles[name]["members"]))
     register = {**content["register"], "ensemble": largest}
-    return {**content, "members": members, "ensembles": ensembles, "register": register}
+    kept = {*members, *ensembles}
+    report = {key: name if name in kept else "" for key, name in content.get("report", {}).items()}
+    return {**content, "members": members, "ensembles": ensembles, "report": report, "register": register}
 
 
 def member_named(name: str, known: Iterable[str]) -> dict[str, Any]:

@@ -75,10 +75,11 @@
     });
   }
 
-  makeTheme(() => { stage.redraw(); matrix.redraw(); });
+  const volumes = data.volumes.length ? makeVolumes(data.volumes, data.classes) : null;
+  makeTheme(() => { stage.redraw(); matrix.redraw(); if (volumes) volumes.redraw(); });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, button, canvas, summary, th");
     if (event.key === " " && !typing) { event.preventDefault(); byId("play").click(); }
   });
-  window.sixstream = { data, stage, matrix };  // for tests and the curious
+  window.sixstream = { data, stage, matrix, volumes };  // for tests and the curious
 })();
