@@ -42,8 +42,8 @@ class Learned:
     """One member seen through clips with labels (N,).
 
     `base` (B, V, V) and `shown` kind -> (K, B, V, V) hold the topologies of B blocks, the latter averaged over the
-    clips of each of the K classes mapped; without such units B is 0. `rebuilt` (K, V, V), `use` (K, P) and `entropy`
-    (K,) are ProtoGCN's. `parts` are the joints that each hidden part consists of.
+    clips of each of the K classes mapped ("added": enhanced less base); without such units B is 0. `rebuilt`
+    (K, V, V), `use` (K, P) and `entropy` (K,) are ProtoGCN's. `parts` are the joints that each hidden part consists of.
     """
 
     name: str
@@ -189,7 +189,10 @@ def look(
         """(N, …) -> (K, …), the mean over the clips of each class mapped."""
         return np.stack([np.asarray(values)[labels == k].mean(0) for k in mapped])
 
-    joints = layout.num_joints
+    base = np.stack([block.numpy() for block in seen.base]) if seen.base else np.zeros((0, *[layout.num_joints] * 2))
+    averaged = {kind: np.stack([mean(block) for block in blocks], 1) for kind, blocks in seen.shown.items()}
+    if "enhanced" in averaged:
+        averaged["added"] = averaged["enhanced"] - base
     return Learned(
         name=member,
         network=spec.model,
@@ -198,8 +201,8 @@ def look(
         labels=labels,
         predicted=scores.argmax(1),
         features=seen.features.numpy(),
-        base=np.stack([block.numpy() for block in seen.base]) if seen.base else np.zeros((0, joints, joints)),
-        shown={kind: np.stack([mean(block) for block in blocks], 1) for kind, blocks in seen.shown.items()},
+        base=base,
+        shown=averaged,
         rebuilt=None if seen.reconstructed is None else mean(seen.reconstructed),
         use=None if seen.responses is None else mean(seen.responses),
         entropy=None if seen.entropy is None else mean(seen.entropy),

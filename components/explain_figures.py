@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from components.figures import LIGHT
@@ -48,21 +49,25 @@ def spread(values: Sequence[NDArray]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-9))
 
 
-def blocks(rows: Sequence[tuple[str, NDArray]], title: str) -> Figure:
-    """Topologies of every block: a row per (name, (B, V, V)), a column per block, one scale for all."""
-    count = len(rows[0][1])
-    figure = Figure(figsize=(0.8 * count + 2.6, 0.86 * len(rows) + 0.7), layout="constrained")
-    grid = figure.subplots(len(rows), count, squeeze=False)
-    limits = spread([matrices for _, matrices in rows])
-    for place, (line, (name, matrices)) in enumerate(zip(grid, rows, strict=True)):
-        for number, (axes, matrix) in enumerate(zip(line, matrices, strict=True), start=1):
-            image = _matrix(axes, matrix, limits)
-            if place == 0:
-                axes.set_title(f"block {number}", fontsize=7.5, fontweight="normal", loc="center", pad=3)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=LIGHT["ink"])
-    bar = figure.colorbar(image, ax=grid, shrink=0.7, pad=0.01, aspect=30)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7)
+def blocks(base: NDArray, added: Sequence[tuple[str, NDArray]], title: str) -> Figure:
+    """A_0 of every block, a column each, and below what clips of each action add to it: a row per (name, (B, V, V)).
+
+    A_0 has one scale, what is added one of each block's own, written above it; colours of both as `spread` says.
+    """
+    count, lines = len(base), [("A₀", base), *added]
+    figure = Figure(figsize=(0.8 * count + 2.2, 0.86 * len(lines) + 0.75), layout="constrained")
+    grid = figure.subplots(len(lines), count, squeeze=False)
+    shared = spread([base])
+    for number in range(count):
+        own = max(map(abs, spread([values[number] for _, values in added]))) if added else 0.0
+        grid[0, number].set_title(f"block {number + 1}", fontsize=7.5, fontweight="normal", loc="center", pad=3)
+        for axes, (_, values) in zip(grid[:, number], lines, strict=True):
+            _matrix(axes, values[number], shared if values is base else (-own, own))
+        if added:
+            grid[1, number].set_title(f"±{own:.2g}", fontsize=6.5, fontweight="normal", loc="center", pad=2)
+    for axes, (name, _) in zip(grid[:, 0], lines, strict=True):
+        label = name if name == "A₀" else f"{name}: added"
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8, color=LIGHT["ink"])
     figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -172,6 +177,7 @@ def _times(axes: Axes, frames: NDArray) -> None:
     axes.tick_params(labelsize=6.5)
     axes.grid(visible=False, axis="x")
     axes.locator_params(axis="y", nbins=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _strip(
@@ -179,11 +185,16 @@ def _strip(
     edges: Sequence[Sequence[int]],
 ) -> None:  # fmt: skip
     chosen = body[np.linspace(0, len(body) - 1, FRAMES).round().astype(int)]
-    extent = np.nanmax(body, axis=(0, 1, 2)) - np.nanmin(body, axis=(0, 1, 2))
-    places = (
-        chosen
-        + np.array([1.15 * max(float(extent[0]), 0.35 * float(extent[1])), 0]) * np.arange(FRAMES)[:, None, None, None]
-    )
+    chosen = chosen[np.isfinite(chosen[..., 0]).any(axis=(1, 2))]
+    axes.axis("off")
+    axes.set_title(title, fontsize=8.5)
+    if not len(chosen):
+        return
+    low, high = np.nanmin(chosen, axis=(1, 2)), np.nanmax(chosen, axis=(1, 2))  # (frames, 2)
+    width, height = (high - low).max(0)
+    # Every body stands in the middle of its own column, wherever it has walked.
+    columns = 1.15 * max(float(width), 0.35 * float(height)) * np.arange(len(chosen)) - (low + high)[:, 0] / 2
+    places = chosen + np.stack([columns, np.zeros(len(chosen))], 1)[:, None, None]
     child, parent = np.array(edges).T
     lines = np.stack([places[..., child, :], places[..., parent, :]], axis=-2).reshape(-1, 2, 2)
     axes.add_collection(LineCollection(list(lines), colors=LIGHT["muted"], linewidths=0.8, zorder=1))
@@ -199,5 +210,3 @@ def _strip(
             axes.add_collection(LineCollection(list(limb), colors=_shade(value), linewidths=3.5 * share, zorder=2))
     axes.autoscale_view()
     axes.set_aspect("equal")
-    axes.axis("off")
-    axes.set_title(title, fontsize=8.5)

@@ -19,6 +19,7 @@ SCRIPTS = ("theme.js", "topology.js", "explain.js")
 KINDS = {
     "A0": "A₀, shared by all clips",
     "enhanced": "enhanced: what clips are aggregated with",
+    "added": "enhanced less A₀: what clips of the action add",
     "inter": "inter: differences of joints",
     "intra": "intra: similarity of joints",
     "Z": "Z, rebuilt from prototypes",
@@ -34,11 +35,10 @@ def draw(
     names, rows = [classes[k] for k in mapped], [mapped.index(k) for k in shown]
     for each in (found, other):
         if each is not None and len(each.base):
-            lines = [("A₀", each.base)]
-            if "enhanced" in each.shown:
-                lines += [(classes[k], each.shown["enhanced"][row]) for k, row in zip(shown, rows, strict=True)]
-            title = f"{each.name}: A₀ and what clips of each action are aggregated with"
-            drawings[f"blocks_{each.name}"] = partial(explain_figures.blocks, lines, title)
+            added = each.shown.get("added")
+            lines = [] if added is None else [(classes[k], added[row]) for k, row in zip(shown, rows, strict=True)]
+            title = f"{each.name}: A₀ and what clips of each action add to it"
+            drawings[f"blocks_{each.name}"] = partial(explain_figures.blocks, each.base, lines, title)
     if len(found.base):
         drawings["last_block"] = partial(_last_block, found, other, [classes[k] for k in shown], rows)
     if found.use is not None and found.entropy is not None:
@@ -59,8 +59,10 @@ def _last_block(found: Learned, other: Learned | None, actions: list[str], rows:
         own = {"A₀": np.stack([each.base[-1]] * len(rows))}
         if "enhanced" in each.shown:
             own["enhanced"] = each.shown["enhanced"][rows, -1]
-        scale = explain_figures.spread(list(own.values()))
-        limits += [scale] * len(own)
+        limits += [explain_figures.spread(list(own.values()))] * len(own)
+        if "enhanced" in each.shown:
+            own["enhanced − A₀"] = each.shown["added"][rows, -1]
+            limits.append(explain_figures.spread([own["enhanced − A₀"]]))
         if each.rebuilt is not None:
             own["Z"] = each.rebuilt[rows]
             limits.append(explain_figures.spread([own["Z"]]))

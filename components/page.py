@@ -103,6 +103,7 @@ def write_page(
         "classes": numbers["classes"],
         "volumes": volumes,
         "headline": numbers["headline"],
+        "baseline": numbers["changes"]["against"],
         "rows": [{**_counts(row), "label": called[row.name]} for row in rows],
         "pairs": shown["confused"],
         **clips,
@@ -229,7 +230,9 @@ def _flat(values: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, text) of nested plain values; an inner dictionary of plain values is one line."""
     if isinstance(values, dict):
         if name and not any(value and isinstance(value, dict) for value in values.values()):
-            return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value != {}))]
+            return [
+                (name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value not in ({}, None)))
+            ]
         return [pair for key, value in values.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     return [(name, _plain(values))]
 

@@ -77,15 +77,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             trained = ["--trained", f"runs/{member}/train", "--out", f"runs/{member}/scores"]
             assert main(["evaluate", "--member", member, "--data", "packed", *trained]) == 0
         assert main(["ensemble", "--runs", "runs", "--out", "ensembles"]) == 0
+        folders = ["--data", "packed", "--runs", "runs", "--ensembles", "ensembles"]
+        assert main(["report", *folders, "--out", "report"]) == 0
     return place
 
 
-def test_the_report_shows_what_heat_map_members_see_and_what_they_cost(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    folders = ["--data", "packed", "--runs", "runs", "--ensembles", "ensembles"]
-    assert main(["report", *folders, "--out", "report"]) == 0
+def test_the_report_shows_what_heat_map_members_see_and_what_they_cost(place: Path) -> None:
     store = open_store(place / "packed")
     [found] = heatmap_volumes(store, [4], {"limbs": "limbs"}, place / "runs")
     recipe = load_checkpoint(place / "runs/limbs/train/best.pt")["recipe"]
@@ -105,7 +102,7 @@ def test_the_report_shows_what_heat_map_members_see_and_what_they_cost(
     assert cost["device_hours"] >= 0 and cost["samples_per_s"] > 0 and "CPU" in cost["device"]
 
 
-def test_heat_maps_play_in_a_browser(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heat_maps_play_in_a_browser(place: Path) -> None:
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium found: install the package chromium to test the page")

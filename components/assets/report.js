@@ -14,7 +14,8 @@
 
   choices("matrix-row", headline);
   choices("class-row", headline);
-  choices("class-base", data.rows.length > 1 ? (headline === 0 ? 1 : 0) : "", "nothing");
+  const baseline = data.rows.findIndex((row) => row.name === data.baseline);
+  choices("class-base", baseline !== headline ? baseline : data.rows.length > 1 ? (headline === 0 ? 1 : 0) : "", "nothing");
 
   const stage = makeStage(data.layout, data.clips, data.classes);
 
