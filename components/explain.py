@@ -60,6 +60,7 @@ class Learned:
     entropy: NDArray | None
     parts: list[tuple[int, ...]]
     channels: tuple[str, ...]
+    feeds_back: bool  # the last block aggregates with what prototypes rebuilt (variant paper)
     evidence: list[Evidence]
 
 
@@ -208,6 +209,7 @@ def look(
         entropy=None if seen.entropy is None else mean(seen.entropy),
         parts=parts,
         channels=tuple(store.channels),
+        feeds_back=bool(getattr(net, "feeds_back", False)),
         evidence=_evidence(net, feed, drawable, scores, labels, shown, device),
     )
 

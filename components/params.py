@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from components.ablation_params import Ablation, Grid
 from components.compute import Compute
 from components.results_params import Register, Report
 from components.strict import Strict
+from components.tune_params import Tune
 from components.umurl_params import Umurl
 from model.errors import UserError
 from model.streams import HEATMAP_STREAMS
@@ -216,6 +218,9 @@ class Params(Strict):
     register_: Register = Field(alias="register", description="registration")
     sample_data: SampleData = Field(default_factory=SampleData, description="embedded sample data")
     datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
+    ablations: dict[Name, Ablation] = Field(default_factory=dict, description="grids, `sixstream ablate`")
+    ablation: Grid | None = Field(None, description="the grid of this workspace, written by `sixstream ablate`")
+    tune: Tune = Field(default_factory=Tune, description="search for parameters, `sixstream tune`")
     umurl: Umurl = Field(default_factory=Umurl, description="unsupervised pre-training, `sixstream umurl`")
     compute: Compute = Field(default_factory=Compute, description="tasks of a Kubeflow pipeline, `sixstream kfp`")
 
@@ -237,8 +242,8 @@ class Params(Strict):
 
     @property
     def experiment(self) -> str:
-        """Name of the tracking experiment."""
-        return f"{self.dataset}/{self.protocol}"
+        """Name of the tracking experiment; a grid has one of its own, in which runs lie side by side."""
+        return f"{self.dataset}/{self.protocol}" + (f"/{self.ablation.name}" if self.ablation else "")
 
     def member(self, name: str) -> Member:
         """The member called `name`. Raises UserError naming the known ones."""

@@ -45,7 +45,7 @@ def dvc_md5(path: str | Path) -> str:
 
 
 def fetch(uri: str, to: str | Path, md5: str | None = None) -> Path:
-    """Copy a file or folder from `uri` (a path, file:// or s3://bucket/key) to `to`, whole or not at all.
+    """Copy a file or folder from `uri` to `to`, whole or not at all; a path, file://, s3://bucket/key, or http(s)://.
 
     With `md5` (as `dvc_md5` gives it) the copy is checked, and a matching one that is already there is
     kept. Raises UserError naming the URI when nothing is there or the md5 differs.
@@ -57,6 +57,8 @@ def fetch(uri: str, to: str | Path, md5: str | None = None) -> Path:
         copy = Path(aside) / "copy"
         if uri.startswith("s3://"):
             _download(uri, copy)
+        elif uri.startswith(("http://", "https://")):
+            _download_web(uri, copy)
         else:
             source = local_path(uri)
             if not source.exists():
@@ -74,8 +76,8 @@ def put(path: str | Path, uri: str) -> str:
     path = Path(path)
     md5 = dvc_md5(path)
     if uri.startswith("s3://"):
-        bucket, key = _bucket_and_key(uri)
-        client = _s3()
+        bucket, key = bucket_and_key(uri)
+        client = s3_client()
         pairs = [(f"{key}/{name}", file) for name, file in _files(path)] if path.is_dir() else [(key, path)]
         try:
             for name, file in pairs:
@@ -127,7 +129,7 @@ def local_path(uri: str) -> Path:
 
         return Path(url2pathname(parts.path))
     if "://" in uri:
-        raise UserError(f"{uri}: only paths, file:// and s3:// are understood")
+        raise UserError(f"{uri}: only paths, file://, s3:// and, to read from, http(s):// are understood")
     return Path(uri)
 
 
@@ -136,10 +138,13 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
 
 
-def _s3() -> Any:
+def s3_client(config: Any = None) -> Any:
+    """A client of S3, with a botocore Config of its own if need be."""
     import boto3
 
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None)
+    # A session of its own: boto3's common one keeps the first credentials it saw.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+    return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
 def _s3_errors() -> tuple[type[Exception], ...]:
@@ -153,7 +158,8 @@ def _unreachable(uri: str, verb: str, error: Exception) -> UserError:
     return UserError(f"{uri}: cannot be {verb} ({error}); check the bucket, the credentials and AWS_ENDPOINT_URL")
 
 
-def _bucket_and_key(uri: str) -> tuple[str, str]:
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """The parts of s3://bucket/key. Raises UserError when one is missing."""
     parts = urlsplit(uri)
     key = parts.path.strip("/")
     if not parts.netloc or not key:
@@ -163,8 +169,8 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
 
 def _download(uri: str, to: Path) -> None:
     """A single object, or every object below the key as a folder."""
-    bucket, key = _bucket_and_key(uri)
-    client = _s3()
+    bucket, key = bucket_and_key(uri)
+    client = s3_client()
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         names = [item["Key"] for page in pages for item in page.get("Contents", [])]
@@ -180,6 +186,17 @@ def _download(uri: str, to: Path) -> None:
             client.download_file(bucket, name, str(file))
     except _s3_errors() as error:
         raise _unreachable(uri, "read", error) from None
+
+
+def _download_web(uri: str, to: Path) -> None:
+    """A single file; one cut short is refused."""
+    from urllib.error import URLError
+    from urllib.request import urlretrieve
+
+    try:
+        urlretrieve(uri, to)
+    except (URLError, OSError) as error:
+        raise UserError(f"{uri}: cannot be read ({error}); check the address and try again") from None
 
 
 def _copy(source: Path, to: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from components.bundle import BundleMember, write_bundle
 from components.params import Params
 from components.tracked_run import TrackedRun
-from components.tracking import Tracker, connect
+from components.tracking import DataSeen, Tracker, connect
 from components.versions import code_version, content_key
 from model.store import Store
 
@@ -33,16 +33,27 @@ def pipeline_key(params: Params, data_hash: str) -> str:
 
 
 def run_name(params: Params, member: str) -> str:
-    """`{model}/{stream}/s{seed}`; members that differ in options as well carry their own name."""
+    """`{model}/{stream}/s{seed}`; members that differ in options too carry their own name, a grid's their cell's."""
     spec = params.member(member)
+    if params.ablation is not None:
+        return f"{params.ablation.cell(member).title}/s{spec.seed}"
     name = f"{spec.model}/{spec.stream}/s{spec.seed}"
     return f"{name}/{member}" if spec.network else name
 
 
+def data_of(params: Params, store: Store) -> DataSeen:
+    """The data that a run on `store` sees, as MLflow is told: name, the md5 that DVC gives them, source."""
+    return params.dataset, store.data_hash, store.meta["source"]
+
+
 def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
-    """The id of the run under which the members of these parameters and data stand, found or made."""
-    chosen = {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)}
-    return tracker.parent_run(params.experiment, *_pipeline(params, store), chosen)
+    """The run that holds the members of these parameters and data, found or made."""
+    return tracker.parent_run(
+        params.experiment,
+        *_pipeline(params, store),
+        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
+        data_of(params, store),
+    )
 
 
 def track_report(params: Params, store: Store, report: Path) -> None:
@@ -59,19 +70,26 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     """The tracked run of a member, under the pipeline run of these parameters and data."""
     tracker = connect(Path.cwd())
     spec = params.member(member)
-    parent = pipeline_run(tracker, params, store)
     tags = {"model": spec.model, "stream": spec.stream, "seed": str(spec.seed), "member": member}
     tags |= {"dataset": params.dataset, "split": params.entry.split.name, "protocol": params.protocol}
     tags["data_hash"] = store.data_hash
+    if params.ablation is None:
+        parent = pipeline_run(tracker, params, store)
+    else:  # children start collapsed on the tracking page, and its charts then show parents only
+        parent = None
+        tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
-    with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags) as run:
+    name, data = run_name(params, member), data_of(params, store)
+    with tracker.member_run(params.experiment, name, key, parent, tags, data=data) as run:
         yield run
 
 
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
-    """Parameters, data and environment of a member's run."""
+    """Parameters and environment of a member's run."""
     run.log_params(params.for_training(member))
-    run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
+    if params.ablation is not None:
+        cell = params.ablation.cell(member)
+        run.log_params({"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings})
     run.log_environment(CODE)
 
 

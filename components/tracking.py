@@ -27,6 +27,7 @@ PIPELINE_TAG = "sixstream.pipeline"
 MEMBER_TAG = "sixstream.member"
 ENSEMBLE_TAG = "sixstream.ensemble"
 LINK_TAG = "sixstream.link"
+DataSeen = tuple[str, str, str]  # name, md5 and source of what a run saw
 PENDING = "pending:"  # stands for the id of a parent that the server could not make yet
 # Waiting belongs to the journal: MLflow's own seven retries hold a training step for minutes.
 ENVIRONMENT = {
@@ -125,16 +126,19 @@ class Tracker:
             made = found.experiment_id
         return str(made)
 
-    def parent_run(self, experiment: str, key: str, name: str, params: dict[str, Any]) -> str:
+    def parent_run(
+        self, experiment: str, key: str, name: str, params: dict[str, Any], data: DataSeen | None = None
+    ) -> str:
         """The run that holds one pipeline run's members, found or made by `key`.
 
-        `key` is a hash of parameters and data. With MLFLOW_RUN_ID set (Kubeflow sets it) that run is used and
-        none is made. When the server is away the answer is a placeholder that `member_run` understands.
+        `key` is a hash of parameters and data, `data` are logged as the run's dataset. With MLFLOW_RUN_ID set
+        (Kubeflow sets it) that run is used and none is made. When the server is away the answer is a placeholder
+        that `member_run` understands.
         """
         own = os.environ.get("MLFLOW_RUN_ID")
         if own:
             return own
-        run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {})
+        run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {}, data)
         run.log_params(params)
         return run.run_id or f"{PENDING}{key}"
 
@@ -164,21 +168,28 @@ class Tracker:
         parent: str | None = None,
         tags: dict[str, str] | None = None,
         system_metrics: bool = True,
+        data: DataSeen | None = None,
     ) -> Iterator[TrackedRun]:
         """The run of a member with the content `key`, found or made; of the process itself with MLFLOW_RUN_ID set.
 
         It ends as FINISHED, as FAILED on an exception, as KILLED on an interrupt.
         """
-        run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {})
+        run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {}, data)
         with self._ended(run, system_metrics):
             yield run
 
     @contextmanager
     def ensemble_run(
-        self, experiment: str, name: str, key: str, parent: str | None, tags: dict[str, str] | None = None
+        self,
+        experiment: str,
+        name: str,
+        key: str,
+        parent: str | None,
+        tags: dict[str, str] | None = None,
+        data: DataSeen | None = None,
     ) -> Iterator[TrackedRun]:
         """The run of an ensemble, found or made; always a run of its own, since a process fuses several."""
-        run = self._tracked(experiment, ENSEMBLE_TAG, key, name, parent, tags or {})
+        run = self._tracked(experiment, ENSEMBLE_TAG, key, name, parent, tags or {}, data)
         with self._ended(run, system_metrics=False):
             yield run
 
@@ -197,7 +208,15 @@ class Tracker:
                 monitor.finish()
             run.close(status)
 
-    def link_member(self, experiment: str, parent: str, key: str, name: str, metrics: dict[str, float]) -> str | None:
+    def link_member(
+        self,
+        experiment: str,
+        parent: str,
+        key: str,
+        name: str,
+        metrics: dict[str, float],
+        data: DataSeen | None = None,
+    ) -> str | None:
         """Show a member that this pipeline run did not train, with its final metrics, under `parent`.
 
         A member that was trained under this very parent is there already. One trained under another parent,
@@ -212,7 +231,7 @@ class Tracker:
         if original is not None and original.data.tags.get("mlflow.parentRunId") == parent:
             return str(original.info.run_id)
         tags = {"sixstream.original_run": original.info.run_id if original else "unknown"}
-        run = self._tracked(experiment, LINK_TAG, f"{parent.removeprefix(PENDING)}-{key}", name, parent, tags)
+        run = self._tracked(experiment, LINK_TAG, f"{parent.removeprefix(PENDING)}-{key}", name, parent, tags, data)
         run.log_final(metrics)
         run.close("FINISHED")
         return run.run_id
@@ -261,10 +280,19 @@ class Tracker:
         return Journal(self.workspace / ".work" / "tracking" / f"{key}.jsonl")
 
     def _tracked(
-        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+        self,
+        experiment: str,
+        tag: str,
+        key: str,
+        name: str,
+        parent: str | None,
+        tags: dict[str, str],
+        data: DataSeen | None = None,
     ) -> TrackedRun:
         run = self._run(experiment, tag, key, name, parent, tags)
         run.send("status", status="RUNNING")
+        if data is not None:
+            run.log_dataset(*data)
         return run
 
     def _run(

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from components.backup import backed_up
 from components.environment import device_name
 from components.files import staged_dir, write_json, writing
 from components.params import Params
@@ -28,8 +29,9 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
 
     Writes `best.pt` and `last.pt`, `history.json` (a line an epoch) and `train.json` (facts of the training). Working
     checkpoints lie in `.work/checkpoints/<key>`, the key hashing code, parameters and data: a killed training goes
-    on from there, and anything else starts anew. SIGTERM saves one after the step under way and ends with exit code
-    75. A member with `train: none` is published as its weights are.
+    on from there, and anything else starts anew. With SIXSTREAM_BACKUP=s3://bucket/prefix the newest lies there, too,
+    and is fetched where the folder has none (components/backup.py). SIGTERM saves one after the step under way and
+    ends with exit code 75. A member with `train: none` is published as its weights are.
 
     Args:
         params: the parameters.
@@ -62,6 +64,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         run = stack.enter_context(member_run(params, member, store)) if rank == 0 else None
         if run is not None:
             log_member_facts(run, params, member, store)
+        stack.enter_context(backed_up(WORK / key, rank))
         result = fit(
             **job,
             folder=WORK / key,

@@ -7,7 +7,7 @@ from typing import Any
 from components.bundle import read_bundle
 from components.files import write_text
 from components.registration import CHAMPION
-from components.servable import aliased, fetch_bundle, versions
+from components.servable import aliased, fetch_bundle, pages, versions
 from components.tracked_run import brief
 from components.tracking import ENSEMBLE_TAG, LINK_TAG, MEMBER_TAG, Tracker, connect
 from model.errors import UserError
@@ -32,7 +32,7 @@ def zoo(out: Path = Path("zoo.md")) -> None:
 
     tracker = connect(Path.cwd())
     try:
-        names = sorted(model.name for model in _registered(tracker.client))
+        names = sorted(model.name for model in pages(tracker.client.search_registered_models))
         chosen = [found for name in names if (found := _version(tracker.client, name)) is not None]
         ensembles = [version for version in chosen if "members" in version.tags]
         if not ensembles:
@@ -87,17 +87,6 @@ def section(tracker: Tracker, version: Any) -> list[str]:
         *rows,
         "",
     ]
-
-
-def _registered(client: Any) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_registered_models(max_results=100, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
 
 
 def _version(client: Any, name: str) -> Any | None:

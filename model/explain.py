@@ -58,27 +58,33 @@ def observe(net: nn.Module, clips: Feed, batch_size: int = 16, device: str | tor
 def _observed(net: Any, x: Tensor) -> Observed:
     memory = getattr(net, "prn", None)
     with _listening(net, memory) as heard:
-        # Class scores of the released ProtoGCN do not need its prototypes; only this path passes them.
-        features = net.features(x) if memory is None else net.features_and_graph(x)[0]
+        # Class scores of the released ProtoGCN do not need its prototypes; only its loss's path passes them.
+        aside = memory is not None and not net.feeds_back
+        features = net.features_and_graph(x)[0] if aside else net.features(x)
         scores = net.fc(features).float().softmax(-1)
+    present = (x != 0).flatten(2).any(2).float()  # (N, M): an absent person's topology means nothing
+    weight = present / present.sum(1, keepdim=True).clamp(min=1)
+
+    def of_clips(values: Tensor) -> Tensor:
+        """(N*M, …) averaged over the persons who are there, on the CPU; (N, …) as it is."""
+        persons = values.float().unflatten(0, (len(x), -1))
+        if persons.shape[1] == 1:
+            return persons[:, 0].cpu()
+        return (persons * weight[(...,) + (None,) * (persons.dim() - 2)]).sum(1).cpu()
+
     base: list[Tensor] = []
     shown: dict[str, list[Tensor]] = {}
-    if heard["units"]:
-        present = (x != 0).flatten(2).any(2).float()  # (N, M): an absent person's topology means nothing
-        weight = (present / present.sum(1, keepdim=True).clamp(min=1))[..., None, None]
-        for found in heard["units"]:
-            base.append(found.pop("base").mean(0).cpu())
-            for kind, topology in found.items():
-                mean = topology.float().flatten(1, -3).mean(1).unflatten(0, x.shape[:2])
-                shown.setdefault(kind, []).append((mean * weight).sum(1).cpu())
+    for found in heard["units"]:
+        base.append(found.pop("base").mean(0).cpu())
+        for kind, topology in found.items():
+            shown.setdefault(kind, []).append(of_clips(topology.flatten(1, -3).mean(1)))
     if memory is None:
         return Observed(scores.cpu(), features.float().cpu(), base, shown, None, None, None)
-    response = heard["queries"].float().softmax(-1).unflatten(0, (len(x), -1)).flatten(1, 2)  # (N, V*V, P)
+    response = heard["queries"].float().softmax(-1)  # (N or N*M, V*V, P)
     entropy = torch.special.entr(response).sum(-1).mean(1) / torch.tensor(response.shape[-1]).log()
-    rebuilt = heard["rebuilt"].float().mean(-1).unflatten(0, (len(x), -1)).mean(1)
-    rebuilt = rebuilt.unflatten(1, (net.num_joints, net.num_joints))
-    responses = response.mean(1).cpu()
-    return Observed(scores.cpu(), features.float().cpu(), base, shown, rebuilt.cpu(), responses, entropy.cpu())
+    rebuilt = heard["rebuilt"].mean(-1).unflatten(1, (net.num_joints, net.num_joints))
+    found_of_memory = of_clips(rebuilt), of_clips(response.mean(1)), of_clips(entropy)
+    return Observed(scores.cpu(), features.float().cpu(), base, shown, *found_of_memory)
 
 
 @contextmanager

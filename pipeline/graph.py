@@ -13,6 +13,7 @@ from components.params import Params, read_params
 from model.errors import UserError
 
 GOALS = ("report", "register")  # not everything: the sample data are made only for the dataset that needs them
+NOT_IN_GRAPH = {"compute", "umurl", "ablations", "tune"}
 PLACE = re.compile(r"\$\{([^}]+)\}")
 
 
@@ -35,8 +36,8 @@ class Stage:
 
 
 def plain(params: Params) -> dict[str, Any]:
-    """The parameters as they would stand in params.yaml, for the dataset that is run and without `compute`."""
-    content = params.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"compute", "umurl"})
+    """The parameters as they would stand in params.yaml, for the dataset that is run without what no stage reads."""
+    content = params.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=NOT_IN_GRAPH)
     return {**content, "datasets": {params.dataset: content["datasets"][params.dataset]}}
 
 

@@ -1,4 +1,4 @@
-"""The graph of dvc.yaml as a Kubeflow pipeline: compiled to a package, or run on this machine.
+"""The graph of dvc.yaml as a Kubeflow pipeline, compiled to a package.
 
 Every stage is one task with a name of its own (members are unrolled here, not by the cluster), and every task runs
 the stage's command line (pipeline/task.py). What DVC tracks of the parameters are a task's `settings`, by which kfp's
@@ -8,12 +8,10 @@ cache knows it; the whole of the parameters travels in a variable, which the cac
 import json
 import linecache
 import logging
-import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from components.compute import Compute, Resources
 from components.files import write_bytes
@@ -23,7 +21,6 @@ from pipeline.cli import VERBS
 from pipeline.graph import Stage, plain, stages
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import PARAMS, object_md5
-from pipeline.workspace import ROOT
 
 RAW = "raw"  # name of the task that brings the raw data in, where no stage makes them
 SOURCE = """\
@@ -58,43 +55,6 @@ def kfp_compile(
         out.unlink()
         raise UserError("\n".join(["the pipeline was not written:", *wrong]))
     print(f"pipeline: {out}")
-    return 0
-
-
-def kfp_run(
-    params: Params,
-    local: Literal["subprocess"] = "subprocess",
-    data: str = "",
-    out: Path = Path("kfp-runs"),
-    graph: Path = Path("dvc.yaml"),
-) -> int:
-    """Compile the pipeline and run that package on this machine by kfp's own runner, tasks in this Python.
-
-    Tracking goes to the server named by MLFLOW_TRACKING_URI, else to the database of this folder.
-
-    Args:
-        params: the parameters.
-        local: how tasks run; subprocess.
-        data: as for kfp compile.
-        out: folder for the package and what the tasks make, <run>/<task>/out.
-        graph: the stages.
-
-    Raises:
-        UserError: a task failed; its own message stands above.
-    """
-    from kfp import components
-    from kfp import local as runner
-
-    out = out.resolve()
-    compile_to(params, out / "pipeline.yaml", data, graph, retries=False)  # what fails here fails again
-    os.environ["PYTHONPATH"] = str(ROOT)
-    os.environ["SIXSTREAM_WORKSPACE"] = str(Path.cwd())
-    runner.init(runner.SubprocessRunner(use_venv=False), pipeline_root=str(out))
-    try:
-        components.load_component_from_file(str(out / "pipeline.yaml"))()
-    except RuntimeError as error:
-        raise UserError(f"kfp run: {error}") from None
-    print(f"outputs: {out}", file=sys.stderr)
     return 0
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from components.files import write_text
 from components.storage import dvc_md5, fetch_dvc
+from components.train import WORK
 
 PARAMS = "SIXSTREAM_PARAMS"  # the whole of the parameters; a task's own are what kfp's cache looks at
+CHECKPOINTS = "SIXSTREAM_CHECKPOINTS"  # folder that outlives a task, where a repeated training finds its own
 OBJECTS = "/files/md5/"  # in the address of an object of a DVC remote
 
 
@@ -35,11 +37,17 @@ def run_stage(name: str, command: str, places: Mapping[str, str], artifacts: Map
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         folder = Path(scratch)
         write_text(folder / "params.yaml", os.environ[PARAMS])
+        if os.environ.get(CHECKPOINTS):
+            Path(os.environ[CHECKPOINTS]).mkdir(parents=True, exist_ok=True)
+            (folder / WORK).parent.mkdir()
+            (folder / WORK).symlink_to(os.environ[CHECKPOINTS], target_is_directory=True)
         for key, artifact in artifacts.items():
             _lay(artifact, folder / places[key])
         words = command.split()
         assert words[0] == "sixstream"
-        done = subprocess.run([sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=folder)
+        stage = " ".join(["kfp", name, os.environ.get("KFP_POD_NAME", "")]).strip()
+        environment = {**os.environ, "SIXSTREAM_STAGE": stage}
+        done = subprocess.run([sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=folder, env=environment)
         if done.returncode:
             raise SystemExit(done.returncode)
         made = folder / places["out"]

@@ -156,6 +156,22 @@ def test_every_network_can_be_looked_at_and_stays_as_it_was(name: str) -> None:
     assert torch.isfinite(parts).all() and float(parts.abs().max()) > 0
 
 
+def test_the_papers_variant_shows_the_topology_that_it_aggregates_with() -> None:
+    net: Any = lively("protogcn", variant="paper", contrastive_weight=0.0, num_prototypes=7)
+    x = clips(net)
+    x[1, 1] = 0  # nobody there
+    there = torch.ones(3, 2, dtype=torch.bool)
+    there[1, 1] = False
+    seen = look(net, x)
+    with torch.no_grad():
+        whole = by_hand(net, net.gcn[-1].gcn, block_inputs(net, x)[-1])
+        rebuilt = net.prn(whole.flatten(1, 2).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (25, 25))
+    assert seen.reconstructed is not None and seen.responses is not None
+    torch.testing.assert_close(seen.reconstructed, of_persons(rebuilt, there), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.responses.sum(1), torch.ones(3))
+    torch.testing.assert_close(seen.scores, net(x).softmax(-1).detach())
+
+
 def test_a_protogcn_without_contrast_has_no_prototypes_to_show() -> None:
     net = lively("protogcn", contrastive_weight=0.0)
     seen = look(net, clips(net))

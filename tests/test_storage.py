@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_s3 import serve_s3
+from s3_server import S3, serve_s3
 
 from components.storage import dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
 from model.errors import UserError
@@ -24,15 +24,18 @@ def fill(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    with serve_s3() as server:
+        yield server
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    with serve_s3() as (address, objects):
-        for name, value in {
-            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        yield objects
+def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the bucket on the server's disk, whose keys are in the environment."""
+    for name, value in {**server.environment, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return server.folder / "bucket"
 
 
 def test_md5_and_remote_are_those_of_dvc(tmp_path: Path) -> None:
@@ -86,11 +89,11 @@ def test_local_round_trip(tmp_path: Path, scheme: str) -> None:
     assert put(source / "a.txt", f"{uri}.txt") == file_md5(fetch(f"{uri}.txt", tmp_path / "one.txt"))
 
 
-def test_s3_round_trip(tmp_path: Path, s3: dict[str, bytes]) -> None:
+def test_s3_round_trip(tmp_path: Path, s3: Path) -> None:
     source = fill(tmp_path / "source")
     md5 = put(source, "s3://bucket/some/folder")
-    assert s3["bucket/some/folder/a/é ü.bin"] == (source / "a" / "é ü.bin").read_bytes()
-    s3["bucket/some/folder-of-another"] = b"its name only begins alike"
+    assert (s3 / "some/folder/a/é ü.bin").read_bytes() == (source / "a" / "é ü.bin").read_bytes()
+    (s3 / "some/folder-of-another").write_bytes(b"its name only begins alike")
     assert dvc_md5(fetch("s3://bucket/some/folder", tmp_path / "back", md5)) == md5
 
     one = put(source / "a.txt", "s3://bucket/one")
@@ -101,7 +104,19 @@ def test_s3_round_trip(tmp_path: Path, s3: dict[str, bytes]) -> None:
         fetch("s3://bucket", tmp_path / "none")
 
 
-def test_s3_that_is_away_is_named(tmp_path: Path, s3: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_refuses_wrong_keys_and_nothing_changes(tmp_path: Path, s3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"new")
+    (tmp_path / "kept").write_bytes(b"old")
+    (s3 / "theirs").write_bytes(b"stored")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="s3://bucket/theirs: cannot be read.*check the bucket, the credentials"):
+        fetch("s3://bucket/theirs", tmp_path / "kept")
+    with pytest.raises(UserError, match="s3://bucket/theirs: cannot be written"):
+        put(tmp_path / "file", "s3://bucket/theirs")
+    assert (tmp_path / "kept").read_bytes() == b"old" and (s3 / "theirs").read_bytes() == b"stored"
+
+
+def test_s3_that_is_away_is_named(tmp_path: Path, s3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
         fetch("s3://bucket/key", tmp_path / "copy")

@@ -3,7 +3,7 @@
 ProtoGCN is built of the same blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from model.nets.norm import BatchNorm
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
 SMALLEST_GLOBAL_JOINT = 25
+
+Rebuild = Callable[[Tensor], Tensor]
 
 
 class TopologyConv(nn.Module):
@@ -61,11 +63,24 @@ class TopologyConv(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
+    def forward(
+        self, x: Tensor, want_graph: bool = False, rebuild: Rebuild | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted.
+
+        With `rebuild` the whole topologies, A included, go through it; its answer, of the same shape, is aggregated
+        with and given back.
+        """
         value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
         graph = None
-        if self.adapts:
+        if rebuild is not None:
+            whole = self.A[:, None]
+            if self.adapts:
+                shared, tanh = self._compare_joints(x)
+                whole = self._add_inter(shared + whole, tanh)
+            graph = rebuild(whole.expand(len(x), -1, value.shape[2], -1, -1).flatten(1, 2))
+            y = (value @ graph.unflatten(1, (self.subsets, -1))).flatten(1, 2)
+        elif self.adapts:
             shared, tanh = self._compare_joints(x)
             topology = self._add_inter(shared + self.A[:, None], tanh)
             if want_graph:
@@ -109,8 +124,8 @@ class TopologyConv(nn.Module):
 class TopologyBlock(Block):
     """A block whose graph convolution can also give its topologies."""
 
-    def forward_with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, graph = self.gcn(x, want_graph=True)
+    def forward_with_graph(self, x: Tensor, rebuild: Rebuild | None = None) -> tuple[Tensor, Tensor]:
+        y, graph = self.gcn(x, want_graph=True, rebuild=rebuild)
         return self.join(self.tcn(y), x), graph
 
     def forward(self, x: Tensor) -> Tensor:
