@@ -103,7 +103,7 @@ def write_explanation(
     payload = {
         "joints": [name.replace("_", " ") for name in found.layout.joints],
         "classes": [classes[k] for k in shown],
-        "kinds": KINDS,
+        "kinds": list(KINDS.items()),  # in this order
         "members": [_packed(each, rows) for each in (found, other) if each is not None and len(each.base)],
     }
     html = render_page(
@@ -131,7 +131,7 @@ def _packed(each: Learned, rows: list[int]) -> dict[str, Any]:
         data = np.round(values / scale * 32767).astype("<i2")
         packed[kind] = {
             "scale": scale,
-            "limits": explain_figures.spread([values]),
+            "limits": [explain_figures.spread([values[:, block]]) for block in range(values.shape[1])],
             "shape": list(values.shape[:2]),
             "data": base64.b64encode(data.tobytes()).decode(),
         }

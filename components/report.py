@@ -55,6 +55,8 @@ def report(
         "split": split.model_dump(),
         "code commit": code_commit(Path(__file__).parent.parent),
         "members": {name: member.model_dump() for name, member in params.members.items()},
+        "tracked in": f"experiment {params.experiment}",
+        "once registered": f"sixstream lineage models:/{params.dataset}-{split.name}-ensemble@champion",
     }
     write_report(
         runs,

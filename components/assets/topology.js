@@ -13,16 +13,15 @@ function makeTopologies(data) {
     return Float32Array.from({ length: raw.length / 2 }, (_, i) => view.getInt16(2 * i, true) / 32767);
   }
 
-  for (const member of data.members) for (const kind of Object.keys(data.kinds)) {
+  for (const member of data.members) for (const [kind, said] of data.kinds) {
     const found = member.kinds[kind];
     if (!found) continue;
     const figure = document.createElement("figure"), canvas = document.createElement("canvas"), note = document.createElement("figcaption");
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${member.name}: ${data.kinds[kind]}`);
-    note.textContent = `${member.name}: ${data.kinds[kind]}`;
+    canvas.setAttribute("aria-label", `${member.name}: ${said}`);
     figure.append(canvas, note);
     byId("topology-panels").append(figure);
-    const panel = { canvas, note, member, kind, shape: found.shape, scale: found.scale, limits: found.limits, values: matrixOf(found.data) };
+    const panel = { canvas, note, member, kind, said, shape: found.shape, scale: found.scale, limits: found.limits, values: matrixOf(found.data) };
     panels.push(panel);
     canvas.addEventListener("pointermove", (event) => point(panel, event));
     canvas.addEventListener("pointerdown", (event) => point(panel, event));
@@ -31,9 +30,10 @@ function makeTopologies(data) {
 
   // The last block alone has a rebuilt topology.
   const blockOf = (panel) => (panel.shape[1] === 1 && panel.member.blocks > 1 ? panel.member.blocks : Math.min(Number(block.value), panel.member.blocks));
+  const layerOf = (panel) => (panel.shape[1] === 1 ? 0 : blockOf(panel) - 1);
   function value(panel, from, to) {
-    const which = panel.shape[0] === 1 ? 0 : Number(action.value), layer = panel.shape[1] === 1 ? 0 : blockOf(panel) - 1;
-    return panel.values[((which * panel.shape[1] + layer) * count + from) * count + to] * panel.scale;
+    const which = panel.shape[0] === 1 ? 0 : Number(action.value);
+    return panel.values[((which * panel.shape[1] + layerOf(panel)) * count + from) * count + to] * panel.scale;
   }
 
   // -1 to 1; values of one sign take all shades of its half, as in the figures.
@@ -51,11 +51,12 @@ function makeTopologies(data) {
     const blue = theme.getPropertyValue("--accent"), orange = theme.getPropertyValue("--warn"), cell = side / count;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, side, side);
+    const limits = panel.limits[layerOf(panel)], edge = (at) => Math.round(at * cell * ratio) / ratio;  // whole pixels leave no seams
     for (let from = 0; from < count; from++) for (let to = 0; to < count; to++) {
-      const now = shade(value(panel, from, to), panel.limits);
+      const now = shade(value(panel, from, to), limits);
       pen.globalAlpha = Math.min(1, Math.abs(now)) ** 0.8;
       pen.fillStyle = now < 0 ? orange : blue;
-      pen.fillRect(to * cell, from * cell, cell + 0.3, cell + 0.3);
+      pen.fillRect(edge(to), edge(from), edge(to + 1) - edge(to), edge(from + 1) - edge(from));
     }
     pen.globalAlpha = 1;
     if (cursor) {
@@ -65,7 +66,7 @@ function makeTopologies(data) {
     }
     const at = panel.shape[1] === 1 && panel.member.blocks > 1 ? "last block" : `block ${blockOf(panel)}`;
     const own = panel.shape[0] === 1 ? "" : `, ${data.classes[Number(action.value)]}`;
-    panel.note.textContent = `${panel.member.name}: ${data.kinds[panel.kind]} (${at}${own})`;
+    panel.note.textContent = `${panel.member.name}: ${panel.said} (${at}${own})`;
   }
 
   function point(panel, event) {
