@@ -51,11 +51,19 @@ def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
     """The run that holds the members of these parameters and data, found or made."""
     return tracker.parent_run(
         params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
+        *_pipeline(params, store),
         {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
         data_of(params, store),
     )
+
+
+def track_report(params: Params, store: Store, report: Path) -> None:
+    """Log the report, its tables and figures with the pipeline run."""
+    connect(Path.cwd()).open_parent(params.experiment, *_pipeline(params, store)).log_file(report, "report")
+
+
+def _pipeline(params: Params, store: Store) -> tuple[str, str]:
+    return pipeline_key(params, store.data_hash), f"pipeline/{params.entry.split.name}"
 
 
 @contextmanager
