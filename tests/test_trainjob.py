@@ -23,7 +23,7 @@ from small_run import annotations, small_params, write_params, write_raw
 
 from components.params import parse_params
 from components.preprocess import preprocess
-from components.storage import dvc_md5
+from components.storage import dvc_md5, file_md5
 from model.errors import UserError
 from pipeline import trainjob
 from pipeline.kubeflow import compile_to
@@ -225,4 +225,5 @@ def test_two_nodes_train_as_two_processes_do(
     words = ["train", "--member", "joint", "--data", "../packed", "--params", "../params.yaml", "--out", "joint"]
     command_line = [sys.executable, "-m", "pipeline.cli", *words, "--processes", "2"]
     subprocess.run(command_line, cwd=alone, check=True, capture_output=True)
-    assert dvc_md5(alone / "joint") == dvc_md5(out.path)
+    for name in ("best.pt", "last.pt"):  # the learning curve has times of its own
+        assert file_md5(alone / "joint" / name) == file_md5(Path(out.path) / name)
