@@ -150,6 +150,10 @@ class Tracker:
         run.log_params(params)
         return run.run_id or f"{PENDING}{key}"
 
+    def open_parent(self, experiment: str, key: str, name: str) -> TrackedRun:
+        """The run that `parent_run` names, to log what belongs to no member; its status is left as it is."""
+        return self._run(experiment, PIPELINE_TAG, key, name, None, {})
+
     def end_parent(self, experiment: str, parent: str, status: str = "FINISHED") -> None:
         """Mark a pipeline run as over, unless Kubeflow's launcher owns it."""
         if os.environ.get(OWN_RUN):
@@ -242,6 +246,13 @@ class Tracker:
         run.close("FINISHED")
         return run.run_id
 
+    def describe(self, experiment: str, text: str) -> None:
+        """Show Markdown as the description of an experiment."""
+        try:
+            self.client.set_experiment_tag(self.experiment_id(experiment), "mlflow.note.content", text)
+        except Exception as error:
+            logger.warning("tracking: %s is not described (%s)", experiment, brief(error))
+
     def find(self, experiment: str, tag: str, key: str) -> Any | None:
         """The oldest run whose tag has this value."""
         found = self.client.search_runs(
@@ -295,15 +306,20 @@ class Tracker:
         tags: dict[str, str],
         data: DataSeen | None = None,
     ) -> TrackedRun:
-        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
-        header |= {"parent": parent, "tags": tags}
-        if tag == MEMBER_TAG and os.environ.get(OWN_RUN):
-            header["run_id"] = os.environ[OWN_RUN]
-        run = TrackedRun(self, header)
+        run = self._run(experiment, tag, key, name, parent, tags)
         run.send("status", status="RUNNING")
         if data is not None:
             run.log_dataset(*data)
         return run
+
+    def _run(
+        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+    ) -> TrackedRun:
+        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
+        header |= {"parent": parent, "tags": tags}
+        if tag in (MEMBER_TAG, PIPELINE_TAG) and os.environ.get(OWN_RUN):
+            header["run_id"] = os.environ[OWN_RUN]
+        return TrackedRun(self, header)
 
 
 def sync(workspace: str | Path) -> dict[str, int]:

@@ -12,7 +12,12 @@ from pipeline.kubeflow import compile_to
 from pipeline.task import CHECKPOINTS, OBJECTS
 from pipeline.workspace import ROOT
 
-PASSED_ON = ("AWS_", "MLFLOW_", "OMP_")  # variables of this process that containers get, as secrets on a cluster
+PASSED_ON = (
+    "AWS_",
+    "MLFLOW_",
+    "OMP_",
+    "SIXSTREAM_BACKUP",
+)  # variables of this process that containers get, as secrets on a cluster
 
 
 def kfp_run(

@@ -69,6 +69,7 @@ def small_params(**changes: Any) -> dict[str, Any]:
             "bone": {"model": "protogcn", "stream": "bone", "seed": 0},
         },
         "ensembles": {"two": {"members": {"joint": 1, "bone": 1}}},
+        "report": {"baseline": "", "ranked_by": ""},
         "register": {"ensemble": "two", "draws": 200},
         "datasets": {
             "small": {

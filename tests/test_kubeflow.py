@@ -290,6 +290,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     assert output["artifacts"]["out"]["artifacts"][0]["metadata"]["mlflow_model_best"].startswith("models:/m-")
     assert (made / "report" / "out" / "report.html").is_file()
     assert "champion" in json.loads((made / "register" / "out").read_text())["message"]
+    assert len(list((by_kfp / "kfp-runs" / "checkpoints").iterdir())) == len(params.members)
     assert not (by_kfp / "data").exists() and not (by_kfp / "runs").exists()
 
 
