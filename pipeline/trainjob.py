@@ -46,18 +46,12 @@ def manifest(given: Mapping[str, Any], name: str, pod: Mapping[str, str], order:
     for secret, keys in given["secrets"].items():
         for key, variable in keys.items():
             env.append({"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
-    memory = {"medium": "Memory", **({"sizeLimit": train["shm"]} if train["shm"] else {})}
     limits = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
-    spec: dict[str, Any] = {
-        "containers": [
-            {
-                "name": CONTAINER,
-                "securityContext": limits | {"runAsUser": given["user"]},
-                "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-            }
-        ],
-        "volumes": [{"name": "shm", "emptyDir": memory}],
-    }
+    container: dict[str, Any] = {"name": CONTAINER, "securityContext": limits | {"runAsUser": given["user"]}}
+    spec: dict[str, Any] = {"containers": [container]}
+    if train["shm"]:  # in place of the runtime's
+        container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
+        spec["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": train["shm"]}}]
     if train["node_selector"]:
         spec["nodeSelector"] = train["node_selector"]
     if train["tolerations"]:
@@ -69,7 +63,7 @@ def manifest(given: Mapping[str, Any], name: str, pod: Mapping[str, str], order:
     patch = {"replicatedJobs": [{"name": CONTAINER, "template": {"spec": {"template": {"spec": spec}}}}]}
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["name"], "uid": pod["uid"]}
     body: dict[str, Any] = {
-        "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": given["runtime"]},
+        "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": given["runtime"]},
         "trainer": {
             "image": given["image"],
             "command": ["python", "-m", "pipeline.node"],
