@@ -88,7 +88,7 @@ class Compute(Strict):
     user: int = Field(1000, gt=0, description="user id of the processes, never root")
     cache: Cache | None = Field(None, description="where fetched raw data are kept")
     scratch: str = Field("", description="s3://BUCKET/PREFIX over which the pods of one training exchange files")
-    runtime: str = Field("torch-distributed", description="ClusterTrainingRuntime of trainings on several nodes")
+    runtime: str = Field("sixstream-torch", description="TrainingRuntime of trainings on several nodes")
     tasks: dict[str, Resources] = Field(default_factory=dict, description="what a verb's tasks get, by verb")
 
     @field_validator("tasks")

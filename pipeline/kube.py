@@ -1,5 +1,7 @@
 """A Kubernetes API: the cluster that this machine's kubeconfig names, or that this pod runs in."""
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,9 @@ def connect(kubeconfig: Path | None = None, context: str = "") -> Any:
                 return client.ApiClient()
             except config.ConfigException:
                 pass
-        return config.new_client_from_config(str(kubeconfig) if kubeconfig else None, context or None)
+        # The library reads the variable when it is imported, which may be too early.
+        file = str(kubeconfig or "") or os.environ.get("KUBECONFIG") or None
+        return config.new_client_from_config(file, context or None)
     except (config.ConfigException, OSError) as error:
         raise UserError(
             f"{kubeconfig or '~/.kube/config'}: no cluster ({error}); name a file with --kubeconfig or KUBECONFIG"
@@ -44,8 +48,6 @@ def asked(what: str) -> Iterator[None]:
 
 def reason(error: Any) -> str:
     """What the API says in the body of an error, in one line."""
-    import json
-
     try:
         return str(json.loads(error.body)["message"])[:300]
     except (TypeError, ValueError, KeyError):

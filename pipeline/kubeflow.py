@@ -23,9 +23,11 @@ from pipeline.cli import VERBS
 from pipeline.graph import Stage, plain, stages
 from pipeline.kubeflow_lint import lint, load_package
 from pipeline.task import PARAMS, object_md5
+from pipeline.trainjob import POD, TRAINJOB, checked, manifest, settings
 
 RAW = "raw"  # name of the task that brings the raw data in, where no stage makes them
 CACHE = "/var/cache/sixstream"
+FOLLOWING = {"cpu": "1", "memory": "4G", "accelerators": 0, "shm": ""}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 SOURCE = """\
 def {function}(name: str, command: str, settings: str, places: dict{outputs}{inputs}):
@@ -115,6 +117,9 @@ def build(params: Params, data: str, graph: Path, retries: bool, pipeline: str) 
                 _function(first, list(inputs), outs)
             )
             resources = params.compute.of(first.verb)
+            spread = first.verb == "train" and resources.nodes > 1
+            if spread:  # the task itself only follows its nodes
+                resources = resources.model_copy(update=FOLLOWING)
             shared = f" --processes {resources.accelerators}" if resources.accelerators > 1 else ""
             settings = {stage.name: stage.params for stage in group} if several else first.params
             task = component(
@@ -129,6 +134,8 @@ def build(params: Params, data: str, graph: Path, retries: bool, pipeline: str) 
             task.set_env_variable(PARAMS, whole)
             task.after(*(tasks[name] for name in first.follows))
             _equip(task, params.compute, resources, retries)
+            if spread:
+                _spread(task, params.compute)
             if RAW in inputs and params.compute.cache is not None:
                 _keep_raw_data(task, params.compute.cache)
             for stage, out in zip(group, outs, strict=True):
@@ -250,6 +257,17 @@ def _equip(task: Any, compute: Compute, resources: Resources, retries: bool) -> 
         kubernetes.add_node_selector(task, label, value)
     for taint in resources.tolerations:
         kubernetes.add_toleration(task, taint.key, taint.operator, taint.value, taint.effect)
+
+
+def _spread(task: Any, compute: Compute) -> None:
+    """Have a train task run its command on several nodes, in a TrainJob that its own pod owns."""
+    from kfp import kubernetes
+
+    given = settings(compute)
+    checked(manifest(json.loads(given), "name", {key: key for key in POD}, "{}"))
+    task.set_env_variable(TRAINJOB, given)
+    for key, path in POD.items():
+        kubernetes.use_field_path_as_env(task, f"SIXSTREAM_POD_{key.upper()}", path)
 
 
 def _keep_raw_data(task: Any, cache: Cache) -> None:

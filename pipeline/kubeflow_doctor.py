@@ -38,10 +38,10 @@ def kfp_doctor(
     token: str = "",
     token_file: Path | None = None,
     ca: Path | None = None,
-    namespace: str = "kubeflow",
+    namespace: str = "sixstream",
     kubeconfig: Path | None = None,
     context: str = "",
-    account: str = "pipeline-runner",
+    account: str = "sixstream-tasks",
     graph: Path = Path("dvc.yaml"),
 ) -> int:
     """Check server, namespace, secrets, queue or quota, nodes, volumes, rights and image; 1 if anything is wrong.
@@ -218,7 +218,9 @@ class Cluster:
             yield Finding(OK if fitting else WRONG, f"nodes for {verb}", said)
 
     def runtime(self, name: str) -> Iterator[Finding]:
-        self._custom().get_cluster_custom_object(*TRAINER, "clustertrainingruntimes", name, _request_timeout=SECONDS)
+        self._custom().get_namespaced_custom_object(
+            *TRAINER, self.namespace, "trainingruntimes", name, _request_timeout=SECONDS
+        )
         yield Finding(OK, f"runtime {name}")
 
     def rights(self, account: str, rights: list[tuple[str, str, str, str]]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 kfp is not imported here; what it hands over are its artifacts: objects with `path`, `uri` and `metadata`.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from components.facts import FACTS
 from components.files import read_json, write_text
 from components.storage import dvc_md5, fetch_dvc
 from components.train import WORK
+from model.errors import Stopped, UserError
+from pipeline.trainjob import LOST, POD, TRAINJOB, run_on_nodes
 
 PARAMS = "SIXSTREAM_PARAMS"  # the whole of the parameters; a task's own are what kfp's cache looks at
 MISTAKE = "sixstream: no retry mends this (exit code 2)"  # by which who follows a run ends it
@@ -48,7 +51,10 @@ def run_stages(names: str, commands: str, places: Mapping[str, str], artifacts: 
             _lay(artifact, folder / places[key])
         stages = list(zip(names.split("\n"), commands.split("\n"), outs, strict=True))
         told = [folder / f".facts-{k}.json" for k in range(len(stages))]
-        code = run_commands([command for _, command, _ in stages], [name for name, _, _ in stages], folder, told)
+        if os.environ.get(TRAINJOB):
+            code = _on_nodes(folder, {places[key] for key in artifacts}, commands, places["out"], told[0])
+        else:
+            code = run_commands([command for _, command, _ in stages], [name for name, _, _ in stages], folder, told)
         if code:
             if code == 2:
                 print(MISTAKE, flush=True)
@@ -60,6 +66,18 @@ def run_stages(names: str, commands: str, places: Mapping[str, str], artifacts: 
             if facts.exists():
                 out.metadata.update(read_json(facts))
             shutil.move(made, out.path)
+
+
+def _on_nodes(folder: Path, inputs: set[str], command: str, out: str, facts: Path) -> int:
+    """Run one train command on several nodes; its exit code."""
+    pod = {key: os.environ[f"SIXSTREAM_POD_{key.upper()}"] for key in POD}
+    files = {path: dvc_md5(folder / path) for path in sorted({"params.yaml", *inputs})}
+    given = json.loads(os.environ[TRAINJOB])
+    try:
+        return run_on_nodes(given, pod, command, folder, files, out, facts)
+    except (UserError, Stopped) as error:
+        print(f"sixstream: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else LOST
 
 
 def run_commands(commands: list[str], names: list[str], folder: Path, told: list[Path]) -> int:

@@ -50,9 +50,9 @@ class Kube:
             made = f"{path}/{body['metadata']['name']}"
             if made in self.objects:
                 return 409, _status(409, "AlreadyExists")
-            self.objects[made] = {**body, "metadata": {**body["metadata"], "uid": f"uid-{len(self.objects)}"}}
-            self.made(made, self.objects[made])
-            return 201, self.objects[made]
+            new = self.objects[made] = {**body, "metadata": {**body["metadata"], "uid": f"uid-{len(self.objects)}"}}
+            self.made(made, new)
+            return 201, new
         if method == "DELETE":
             found = self.objects.pop(path, None)
             return (200, _status(200, "")) if found else (404, _status(404, "not found"))

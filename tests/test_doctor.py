@@ -16,7 +16,7 @@ from pipeline.workspace import ROOT
 IMAGE = "here/sixstream@sha256:" + "0" * 64
 SPACE = "/api/v1/namespaces/team"
 QUEUE = "/apis/kueue.x-k8s.io/v1beta1/namespaces/team/localqueues/night"
-RUNTIME = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/torch-distributed"
+RUNTIME = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainingruntimes/sixstream-torch"
 COMPUTE: dict[str, Any] = {
     "image": IMAGE,
     "secrets": {"s3": {"access": "AWS_ACCESS_KEY_ID"}},
@@ -40,12 +40,12 @@ def kube() -> Iterator[Kube]:
     with serve_kube() as cluster:
         cluster.objects = {
             SPACE: {"metadata": {"name": "team"}, "status": {"phase": "Active"}},
-            f"{SPACE}/serviceaccounts/pipeline-runner": {"metadata": {"name": "pipeline-runner"}},
+            f"{SPACE}/serviceaccounts/sixstream-tasks": {"metadata": {"name": "sixstream-tasks"}},
             f"{SPACE}/secrets/s3": {"metadata": {"name": "s3"}, "data": {"access": "eA=="}},
             f"{SPACE}/secrets/registry": {"metadata": {}, "type": "kubernetes.io/dockerconfigjson"},
             f"{SPACE}/persistentvolumeclaims/raw": {"metadata": {}, "status": {"phase": "Bound"}},
             QUEUE: {"spec": {"clusterQueue": "all"}, "status": {"conditions": [{"type": "Active", "status": "True"}]}},
-            RUNTIME: {"metadata": {"name": "torch-distributed"}},
+            RUNTIME: {"metadata": {"name": "sixstream-torch"}},
         }
         has = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "2"}
         node = {"metadata": {"labels": {"pool": "gpu"}}, "spec": {}, "status": {"allocatable": has}}
@@ -70,7 +70,7 @@ def test_a_cluster_on_which_all_is_well(kube: Kube, tmp_path: Path, capsys: pyte
     ]
     assert "ok           nodes for train: 1 of 1 have 4 cpu, 16G memory, 1 nvidia.com/gpu with {'pool': 'gpu'}" in lines
     asked = [body["spec"] for method, path, body in kube.requests if path.endswith("/subjectaccessreviews")]
-    assert {one["user"] for one in asked} == {"system:serviceaccount:team:pipeline-runner"}
+    assert {one["user"] for one in asked} == {"system:serviceaccount:team:sixstream-tasks"}
     assert ("create", "trainjobs") in {
         (one["resourceAttributes"]["verb"], one["resourceAttributes"]["resource"]) for one in asked
     }
@@ -87,7 +87,7 @@ def _changed(path: str, **values: Any) -> Any:
 
 FAULTS = {
     "namespace team: is Terminating": _changed(SPACE, status={"phase": "Terminating"}),
-    "service account pipeline-runner: is not there": _without(f"{SPACE}/serviceaccounts/pipeline-runner"),
+    "service account sixstream-tasks: is not there": _without(f"{SPACE}/serviceaccounts/sixstream-tasks"),
     "secret s3: is not there": _without(f"{SPACE}/secrets/s3"),
     "secret s3: lacks access; it has other": _changed(f"{SPACE}/secrets/s3", data={"other": "eA=="}),
     "pull secret registry: is of type Opaque": _changed(f"{SPACE}/secrets/registry", type="Opaque"),
@@ -96,8 +96,8 @@ FAULTS = {
     "queue night: no cluster queue": _changed(
         QUEUE, status={"conditions": [{"type": "Active", "status": "False", "message": "no cluster queue"}]}
     ),
-    "runtime torch-distributed: is not there": _without(RUNTIME),
-    "right to create trainjobs: pipeline-runner has it not": lambda kube: kube.denied.add(("create", "trainjobs")),
+    "runtime sixstream-torch: is not there": _without(RUNTIME),
+    "right to create trainjobs: sixstream-tasks has it not": lambda kube: kube.denied.add(("create", "trainjobs")),
     "resource quota q: train needs 1 of requests.nvidia.com/gpu, 0 are left": lambda kube: kube.lists[
         f"{SPACE}/resourcequotas"
     ][0]["status"]["used"].update({"requests.nvidia.com/gpu": "4"}),
@@ -124,7 +124,7 @@ def test_what_may_not_be_asked_is_said(kube: Kube, tmp_path: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert "not checked  nodes: this account may not look (injected)" in shown
     assert "not checked  secret s3: this account may not look" in shown
-    assert "not checked  right to create trainjobs: this account has it; whether pipeline-runner has" in shown
+    assert "not checked  right to create trainjobs: this account has it; whether sixstream-tasks has" in shown
     assert "not checked  pipeline server: name it with --endpoint" in shown
     assert "WRONG        image sixstream:latest: has no digest" in shown
 
