@@ -62,9 +62,13 @@ def ablate(
     with _tracked_in(home, jobs):
         if run_in(folder, jobs, "--until", "evaluate", *(["--gpus", gpus] if gpus else [])):
             raise UserError(f"{folder}: a cell failed; its message stands above. Run the same again to go on")
+    from components.tracking import connect
     from pipeline.ablation_table import write_table
 
-    print(write_table(folder, parse_params(content, name), grid, trained_as))
+    params = parse_params(content, name)
+    text = write_table(folder, params, grid, trained_as)
+    connect(home).describe(params.experiment, text)
+    print(f"{text}\npage: {folder / 'table.html'}")
     return 0
 
 
