@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from components.backup import backed_up
 from components.files import staged_dir, write_json
 from components.params import Params
 from components.processes import joined, spread_over
@@ -46,7 +47,6 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
         run = stack.enter_context(encoder_run(params, encoder, store)) if rank == 0 else None
         if run is not None:
             run.log_params({"umurl": params.umurl.model_dump(), "encoder": encoder})
-            run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
             run.log_environment(CODE)
         if encoder == "untrained":
             if rank == 0:
@@ -55,6 +55,7 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
                     write_json(aside / "history.json", [])
                     write_json(aside / "train.json", {**facts, "epochs": 0})
             return
+        stack.enter_context(backed_up(WORK / key, rank))
         result = fit(
             net.to(device),
             training_views(params, store, device),

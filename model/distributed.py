@@ -8,6 +8,7 @@ rank's clips by their part of the batch, gradients equal those of one process th
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,6 +97,15 @@ def broadcast_state(net: nn.Module) -> None:
     if world()[1] > 1:
         for tensor in (*net.parameters(), *net.buffers()):
             dist.broadcast(tensor.detach(), src=0)
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def barrier() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from model.checkpoint import plain_state, publish
 from model.checks import check_labels, check_training_clips
-from model.distributed import barrier, broadcast_state, convert_sync_batchnorm, world
+from model.distributed import barrier, broadcast_object, broadcast_state, convert_sync_batchnorm, world
 from model.epoch import LossModule, Running, parallel, train_epoch
 from model.errors import UserError
 from model.feeding import Feed
@@ -105,7 +105,8 @@ def _fit(
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     done, running = 0, Running()
-    working = load_working(folder, identity)
+    # Other nodes need not see this folder.
+    working = broadcast_object(load_working(folder, identity) if rank == 0 else None)
     if working is not None:
         net.load_state_dict(working["state"])
         optimiser.load_state_dict(working["optimiser"])

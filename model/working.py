@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def save_working(folder: Path, epoch: int, step: int, content: dict[str, Any]) -
     path = write_bytes(folder / f"epoch-{epoch:04d}{within}.{_digest(data)}.pt", data)
     if not _intact(path):
         raise UserError(f"{path}: reads back differently from what was written; check the disk")
-    for other in _checkpoints(folder):
+    for other in working_files(folder):
         if other != path:
             other.unlink(missing_ok=True)
     return path
@@ -59,7 +59,7 @@ def load_working(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | 
     Raises UserError showing the difference when it belongs to another fingerprint, that is to other settings,
     data or code.
     """
-    for path in sorted(_checkpoints(folder), key=_progress, reverse=True):
+    for path in working_files(folder):
         if not _intact(path):
             continue
         content = load_checkpoint(path, FORMAT)
@@ -78,13 +78,26 @@ def normalised(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(fingerprint, sort_keys=True))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)]
+def working_files(folder: Path) -> list[Path]:
+    """The working checkpoints in `folder`, the newest first."""
+    return [folder / name for name in newest_first(path.name for path in folder.glob("epoch-*.pt"))]
 
 
-def _progress(path: Path) -> tuple[int, int]:
-    name = _NAME.fullmatch(path.name)
-    return (int(name[1]), int(name[2] or 0)) if name is not None else (-1, 0)
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Those of the names that are working checkpoints', the furthest on first."""
+    return sorted((name for name in names if _NAME.fullmatch(name)), key=progress_of, reverse=True)
+
+
+def progress_of(name: str) -> tuple[int, int]:
+    """(whole epochs, further steps) of a working checkpoint by its file name."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found is not None else (-1, 0)
+
+
+def fits_name(name: str, data: bytes) -> bool:
+    """Whether these bytes have the checksum in the name of a working checkpoint."""
+    found = _NAME.fullmatch(name)
+    return found is not None and _digest(data) == found[3]
 
 
 def _digest(data: bytes) -> str:
@@ -92,8 +105,7 @@ def _digest(data: bytes) -> str:
 
 
 def _intact(path: Path) -> bool:
-    name = _NAME.fullmatch(path.name)
-    return name is not None and _digest(path.read_bytes()) == name[3]
+    return fits_name(path.name, path.read_bytes())
 
 
 def _differences(stored: Any, now: Any, field: str = "") -> list[str]:

@@ -1,16 +1,20 @@
 """Files fetched and put whole, and DVC's md5 computed as DVC does."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_s3 import serve_s3
+from breaking_proxy import Faults, broken_downloads
+from s3_server import S3, serve_s3
 
-from components.storage import dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
+from components import download
+from components.storage import KEPT, dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
 from model.errors import UserError
 
 
@@ -24,15 +28,18 @@ def fill(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    with serve_s3() as server:
+        yield server
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    with serve_s3() as (address, objects):
-        for name, value in {
-            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        yield objects
+def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the bucket on the server's disk, whose keys are in the environment."""
+    for name, value in {**server.environment, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return server.folder / "bucket"
 
 
 def test_md5_and_remote_are_those_of_dvc(tmp_path: Path) -> None:
@@ -86,11 +93,11 @@ def test_local_round_trip(tmp_path: Path, scheme: str) -> None:
     assert put(source / "a.txt", f"{uri}.txt") == file_md5(fetch(f"{uri}.txt", tmp_path / "one.txt"))
 
 
-def test_s3_round_trip(tmp_path: Path, s3: dict[str, bytes]) -> None:
+def test_s3_round_trip(tmp_path: Path, s3: Path) -> None:
     source = fill(tmp_path / "source")
     md5 = put(source, "s3://bucket/some/folder")
-    assert s3["bucket/some/folder/a/é ü.bin"] == (source / "a" / "é ü.bin").read_bytes()
-    s3["bucket/some/folder-of-another"] = b"its name only begins alike"
+    assert (s3 / "some/folder/a/é ü.bin").read_bytes() == (source / "a" / "é ü.bin").read_bytes()
+    (s3 / "some/folder-of-another").write_bytes(b"its name only begins alike")
     assert dvc_md5(fetch("s3://bucket/some/folder", tmp_path / "back", md5)) == md5
 
     one = put(source / "a.txt", "s3://bucket/one")
@@ -101,7 +108,19 @@ def test_s3_round_trip(tmp_path: Path, s3: dict[str, bytes]) -> None:
         fetch("s3://bucket", tmp_path / "none")
 
 
-def test_s3_that_is_away_is_named(tmp_path: Path, s3: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_refuses_wrong_keys_and_nothing_changes(tmp_path: Path, s3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"new")
+    (tmp_path / "kept").write_bytes(b"old")
+    (s3 / "theirs").write_bytes(b"stored")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="s3://bucket/theirs: cannot be read.*check the bucket, the credentials"):
+        fetch("s3://bucket/theirs", tmp_path / "kept")
+    with pytest.raises(UserError, match="s3://bucket/theirs: cannot be written"):
+        put(tmp_path / "file", "s3://bucket/theirs")
+    assert (tmp_path / "kept").read_bytes() == b"old" and (s3 / "theirs").read_bytes() == b"stored"
+
+
+def test_s3_that_is_away_is_named(tmp_path: Path, s3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
         fetch("s3://bucket/key", tmp_path / "copy")
@@ -132,3 +151,62 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         fetch("ftp://server/file", tmp_path / "copy")
     with pytest.raises(UserError, match="no such file"):
         fetch(str(tmp_path / "none"), tmp_path / "copy")
+
+
+@pytest.fixture
+def breaking(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The same server behind a proxy that can break downloads off."""
+    with broken_downloads(os.environ["AWS_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        yield faults
+
+
+def test_a_download_that_breaks_off_goes_on(tmp_path: Path, breaking: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = bytes(range(256)) * 40
+    md5 = put(_file(tmp_path / "same", body), "s3://bucket/data")
+    breaking.after["data"] = 4000
+    fetch("s3://bucket/data", tmp_path / "copy", md5)
+    assert (tmp_path / "copy").read_bytes() == body
+    assert breaking.ranges == ["", "bytes=4000-", "bytes=8000-"]
+    monkeypatch.setattr(download, "WAIT", 0.0)
+    breaking.after["data"] = 0
+    with pytest.raises(UserError, match="cannot be read"):
+        fetch("s3://bucket/data", tmp_path / "never")
+    assert not (tmp_path / "never").exists() and breaking.ranges[3:] == [""] * download.TRIES
+
+
+def test_fetched_objects_are_kept_by_their_md5(
+    tmp_path: Path, breaking: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, remote = fill(tmp_path / "source"), "s3://bucket/dvc"
+    files = sorted((p.relative_to(source).as_posix(), file_md5(p)) for p in source.rglob("*") if p.is_file())
+    listing = json.dumps([{"md5": md5, "relpath": name} for name, md5 in files], sort_keys=True)
+    md5 = dvc_md5(source)
+    put(_file(tmp_path / "listing", listing.encode()), dvc_object(remote, md5))
+    for name, own in files:
+        put(source / name, dvc_object(remote, own))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv(KEPT, str(cache))
+    # A killed task has left the beginning of one object, and of another something else.
+    begun, wrong = (Path(dvc_object(str(cache), own)) for _, own in files[:2])
+    for place, left in ((begun, (source / files[0][0]).read_bytes()[:3]), (wrong, b"?" * 500)):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _file(place.with_name(f"{place.name}.part"), left)
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "first")) == md5
+    assert "bytes=3-" in breaking.ranges and not list(cache.rglob("*.part"))
+    asked = len(breaking.ranges)
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "second")) == md5
+    assert len(breaking.ranges) == asked  # from the cache alone
+    begun.write_bytes(b"damaged")
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "third")) == md5
+    assert len(breaking.ranges) == asked + 1
+    begun.unlink()
+    put(_file(tmp_path / "other", b"other"), dvc_object(remote, files[0][1]))
+    with pytest.raises(UserError, match="has md5"):
+        fetch_dvc(remote, md5, tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists() and not begun.exists()
+
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm
 from model.nets.temporal import Parts, TemporalUnit, init_fan_out, init_time_convs
@@ -53,7 +53,7 @@ class AdaptiveGraphConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         source = joints_last(x)  # (N, T, V, C)
         clips, frames, joints, _ = source.shape
-        topology = self.A + self.alpha * self._similarity(x)  # (N, K, V, W)
+        topology = self.topologies(x)["enhanced"]  # (N, K, V, W)
         # All subsets at once: (W*K, V) times (V, C) for every frame, then one convolution of K*C channels.
         receivers = topology.permute(0, 3, 1, 2).reshape(clips, 1, joints * self.subsets, joints)
         gathered = (receivers @ source).view(clips, frames, joints, -1)
@@ -62,6 +62,10 @@ class AdaptiveGraphConv(nn.Module):
         bias = torch.stack([conv.bias for conv in convs]).sum(0)
         y = self.bn(F.conv2d(channels_first(gathered), weight, bias)) + self.down(x)
         return F.relu(y, inplace=True)
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V), enhanced (N, K, V, V)."""
+        return {"base": self.A, "enhanced": self.A + self.alpha * self._similarity(x)}
 
     def _similarity(self, x: Tensor) -> Tensor:
         """(N, K, V, V) of x (N, C, T, V)."""

@@ -23,6 +23,11 @@ from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu, weighted
 from model.nets.temporal import MultiScaleTemporal, TemporalUnit
 
+# What a graph convolution's `topologies(x)` answers for its input x (N, C, T, V): "base" (K, V, V) is A_0, which all
+# clips share; where it differs, "enhanced" (N, K[, C], V, V) is what clips are aggregated with, "inter" and "intra" are
+# its parts. Row: sender, column: receiver. model.explain looks through it; a new unit should have the method.
+Topologies = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -147,10 +152,14 @@ class GraphNetwork(nn.Module):
         """Pooled features (N, C) of clips (N, M, T, V, C)."""
         return self.trunk(x, self.gcn)[0]
 
+    def per_person(self) -> nn.Module:
+        """The modules that persons pass one by one."""
+        return self.gcn
+
     def trunk(self, x: Tensor, blocks: Iterable[Callable[[Tensor], Any]]) -> tuple[Tensor, Any]:
         """Pooled features (N, C) after these blocks, and per person slot (N, M, ...) what the last gives beside."""
         y = self.enter(x)
-        distinct = distinct_persons(x, self.gcn)
+        distinct = distinct_persons(x, self.per_person())
         places: Any = slice(None) if distinct is None else distinct.places
         beside = None
         with nullcontext() if distinct is None else weighted(distinct.counts):

@@ -3,7 +3,7 @@
 ProtoGCN is built of the same blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from model.graph import adjacency
 from model.layouts import Layout
 from model.nets import fused
-from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, channels_together, frames_together, joints_last
 from model.nets.norm import BatchNorm, norm_relu
 from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
 SMALLEST_GLOBAL_JOINT = 25
+
+Rebuild = Callable[[Tensor], Tensor]
 
 
 class TopologyConv(nn.Module):
@@ -38,12 +40,12 @@ class TopologyConv(nn.Module):
         # As released, of the `subsets` scales only the first is ever used; the others stay zero.
         self.alpha = nn.Parameter(torch.zeros(subsets)) if inter else None
         self.beta = nn.Parameter(torch.zeros(subsets)) if intra else None
-        self.pre = nn.Sequential(nn.Conv2d(stage.in_channels, width, 1), BatchNorm(width), nn.ReLU(True))
+        self.pre = nn.Sequential(fused.Pointwise(stage.in_channels, width, 1), BatchNorm(width), nn.ReLU(True))
         self.adapts = inter or intra
         if self.adapts:
             self.conv1 = nn.Conv2d(stage.in_channels, width, 1)
             self.conv2 = nn.Conv2d(stage.in_channels, width, 1)
-        self.post = nn.Conv2d(width, stage.out_channels, 1)
+        self.post = fused.Pointwise(width, stage.out_channels, 1)
         self.bn = BatchNorm(stage.out_channels)
         self.down = (
             nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
@@ -51,25 +53,44 @@ class TopologyConv(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
+    def forward(
+        self, x: Tensor, want_graph: bool = False, rebuild: Rebuild | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted.
+
+        With `rebuild` the whole topologies, A included, go through it; its answer, of the same shape, is aggregated
+        with and given back.
+        """
         shared, q, k = self._compare_joints(x) if self.adapts else (None, None, None)
         topology = self.A[None, :, None] if shared is None else shared + self.A[:, None]  # (N or 1, K, 1, V, V)
-        scale = None if self.alpha is None else self.alpha[0]
-        conv: Any = self.pre[0]
         norm: Any = self.pre[1]
-        if fused.fits(x, norm):
-            projected = fused.pointwise(conv, x)
-            if scale is None:
-                q = k = None
-            y = fused.Aggregate.apply(norm, projected, norm.weight, norm.bias, topology, q, k, scale)
+        graph = None
+        if rebuild is None and fused.fits(x, norm):
+            scale = None if self.alpha is None else self.alpha[0]
+            compared = (q, k) if scale is not None else (None, None)
+            y = fused.Aggregate.apply(norm, self.pre[0](x), norm.weight, norm.bias, topology, *compared, scale)
         else:
             value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
-            y = channels_together((value @ self._add_inter(topology, q, k)).flatten(1, 2))
-        graph = None
-        if want_graph and shared is not None:
+            topology = self._add_inter(topology, q, k)
+            if rebuild is not None:
+                graph = rebuild(topology.expand(len(x), -1, value.shape[2], -1, -1).flatten(1, 2))
+                topology = graph.unflatten(1, (self.subsets, -1))
+            y = channels_together((value @ topology).flatten(1, 2))
+        if want_graph and graph is None and shared is not None:
             graph = self._add_inter(shared, q, k).expand(-1, -1, self.width // self.subsets, -1, -1).flatten(1, 2)
-        return norm_relu(self.bn, fused.pointwise(self.post, y), self.down(x)), graph
+        return norm_relu(self.bn, self.post(y), self.down(x)), graph
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V); where the block has them inter (N, K, C, V, V), intra (N, K, 1, V, V) and their sum."""
+        found: Topologies = {"base": self.A}
+        if self.adapts:
+            intra, q, k = self._compare_joints(x)
+            found["enhanced"] = self._add_inter(intra + self.A[:, None], q, k)
+            if self.alpha is not None:
+                found["inter"] = self._add_inter(torch.zeros_like(intra), q, k)
+            if self.beta is not None:
+                found["intra"] = intra
+        return found
 
     def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Intra (N, K, 1, V, V) or zeros, and what inter compares, q and k (N, K, C, V)."""
@@ -92,8 +113,8 @@ class TopologyConv(nn.Module):
 class TopologyBlock(Block):
     """A block whose graph convolution can also give its topologies."""
 
-    def forward_with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, graph = self.gcn(x, want_graph=True)
+    def forward_with_graph(self, x: Tensor, rebuild: Rebuild | None = None) -> tuple[Tensor, Tensor]:
+        y, graph = self.gcn(x, want_graph=True, rebuild=rebuild)
         return self.join(y, x), graph
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.distributed import SharedDropout
-from model.nets.norm import BatchNorm, ready
+from model.nets.norm import BatchNorm, ready, separate
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class Distinct:
 def distinct_persons(x: Tensor, blocks: nn.Module) -> Distinct | None:
     """Of clips (N, M, T, V, C) that enter `blocks`; None where nothing is saved or the result could be another one."""
     # How many rows there are is read on the host, which neither a compiler nor a recorded graph can do.
-    recorded = torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    recorded = (
+        x.is_meta
+        or separate()
+        or torch.compiler.is_compiling()
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
     if recorded or x.requires_grad or (blocks.training and not _can_count(x, blocks)):
         return None
     empty = ~x.flatten(2).any(2)  # (N, M)

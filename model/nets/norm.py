@@ -27,12 +27,17 @@ _by_module: ContextVar[bool] = ContextVar("by_module", default=False)
 
 @contextmanager
 def by_module() -> Iterator[None]:
-    """Meanwhile networks are computed module by module with torch's own norms, as on a GPU."""
+    """Meanwhile networks are computed module by module and person by person, as who hooks into them expects."""
     token = _by_module.set(True)
     try:
         yield
     finally:
         _by_module.reset(token)
+
+
+def separate() -> bool:
+    """Whether that was asked for."""
+    return _by_module.get()
 
 
 @contextmanager

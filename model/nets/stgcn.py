@@ -11,7 +11,7 @@ from model.errors import UserError
 from model.graph import adjacency
 from model.layouts import Layout
 from model.nets import fused
-from model.nets.blocks import Block, GraphNetwork, Stage
+from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu
 from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal, TemporalUnit, init_time_convs
@@ -68,6 +68,12 @@ class SharedGraphConv(nn.Module):
             mixed = (receivers.to(source.dtype) @ source).view(*source.shape[:3], -1)
             y = F.conv2d(channels_first(mixed), kernel) + bias.T[:, None]
         return norm_relu(self.bn, y, self.down(x) if self.with_residual else None)
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """The learned A, or the fixed A and, as "enhanced", A times the learned weights; the same for all clips."""
+        if self.PA is None:
+            return {"base": self.A}
+        return {"base": self.A, "enhanced": (self.A * self.PA).expand(len(x), -1, -1, -1)}
 
 
 class STGCN(GraphNetwork):
