@@ -208,9 +208,9 @@ class SharedTopology(torch.autograd.Function):
 
 
 def _portions(source: Tensor, receivers: Tensor) -> list[slice]:
-    """Clips whose mixed joints fill some megabytes: more than the cache, but convolutions of few rows are slow."""
+    """Clips whose mixed joints fill a few megabytes; memory for all at once would be faulted in anew each time."""
     mixed = source[0].numel() * len(receivers) // source.shape[2]
-    size = max(1, 32 * CACHED // max(1, mixed))
+    size = max(1, 4 * CACHED // max(1, mixed))
     return [slice(start, start + size) for start in range(0, len(source), size)]
 
 
