@@ -12,7 +12,7 @@ from typing import Any
 
 from components.files import write_json, write_text
 from components.params import Params, parse_params
-from components.tracked import CODE
+from components.tracked import CODE, data_of
 from components.tracking import Tracker, connect
 from components.train import prepare_job
 from components.tune_params import Range
@@ -69,7 +69,8 @@ def tune(
     study.sampler = optuna.samplers.TPESampler(seed=spec.seed + len(ended))
     tracker = connect(Path.cwd())
     experiment = f"{params.dataset}/{params.protocol}/tune"
-    parent = tracker.parent_run(experiment, key, f"tune/{member}", {"member": member, "ranges": searched})
+    about = {"member": member, "ranges": searched}
+    parent = tracker.parent_run(experiment, key, f"tune/{member}", about, data_of(params, store))
     search = _Search(params, member, store, key, tracker, experiment, parent)
     missing = (trials or spec.trials) - len(ended)
     if missing > 0:
@@ -93,9 +94,9 @@ class _Search:
         values = {name: suggested(trial, name, span) for name, span in self.params.tune.ranges.items()}
         tags = {"member": self.member, "trial": str(trial.number)}
         key, name = content_key(self.key, trial.number), f"trial {trial.number:03d}"
-        with self.tracker.member_run(self.experiment, name, key, self.parent, tags) as run:
+        data = data_of(self.params, self.store)
+        with self.tracker.member_run(self.experiment, name, key, self.parent, tags, data=data) as run:
             run.log_params(values)
-            run.log_dataset(self.params.dataset, self.store.data_hash, source=self.store.meta["source"])
             run.log_environment(CODE)
             try:
                 best = self._train(trial, values, run)
