@@ -127,7 +127,7 @@ def chosen_classes(store: Store, params: Params, named: list[str]) -> tuple[list
     tested = np.unique(store.labels[_test(store, params)]).tolist()
     shown = []
     for name in named:
-        number = int(name) if name.isdigit() else store.classes.index(name) if name in store.classes else -1
+        number = store.classes.index(name) if name in store.classes else int(name) if name.isdigit() else -1
         if number not in tested:
             close = difflib.get_close_matches(name, [store.classes[k] for k in tested], n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(map(repr, close))}?" if close else "name a class that has test clips"

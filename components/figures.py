@@ -195,7 +195,10 @@ def difficulty(found: Mapping[str, Any], called: Mapping[str, str]) -> Figure:
         )
     ranking = [band["ranking"] for band in bands]
     axes.plot(range(len(bands)), ranking, color=LIGHT["muted"], linewidth=1, label=f"{found['ranked_by']} (ranks)")
-    axes.set_xticks(range(len(bands)), [f"{band['from']}–{band['to']}" for band in bands])
+    axes.set_xticks(
+        range(len(bands)),
+        [f"{band['from']}–{band['to']}" if band["to"] > band["from"] else band["to"] for band in bands],
+    )
     axes.set_xlabel("classes, hardest first")
     _percent(axes, "y")
     figure.legend(loc="outside lower center", ncols=3)

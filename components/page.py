@@ -76,7 +76,7 @@ def draw_figures(
         drawings[f"contribution_{part['name']}"] = partial(figures.contribution, part)
     changes = numbers["changes"]
     if changes["classes"]:
-        heading = f"{called[changes['of']]} against {called[changes['against']]}: changes over 1 point"
+        heading = f"{called[changes['of']]} against {called[changes['against']]}"
         drawings["class_changes"] = partial(figures.class_changes, changes["classes"], heading)
     if "difficulty" in numbers:
         drawings["difficulty"] = partial(figures.difficulty, numbers["difficulty"], called)

@@ -51,7 +51,7 @@ def report(
     parts = parts_of(store, params)
     lineage = {
         "dataset": params.dataset,
-        "data": {"hash": store.data_hash, "source": store.meta["source"], "store version": store.meta["version"]},
+        "data": {"source": store.meta["source"], "store version": store.meta["version"]},
         "split": split.model_dump(),
         "code commit": code_commit(Path(__file__).parent.parent),
         "members": {name: member.model_dump() for name, member in params.members.items()},

@@ -15,6 +15,7 @@ from small_run import annotations, small_params, write_params, write_raw, write_
 
 from components.params import parse_params
 from components.storage import dvc_md5
+from components.tracking import connect
 from model.errors import UserError
 from model.store import open_store
 from pipeline.ablate import grid_content
@@ -292,6 +293,8 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     assert "champion" in json.loads((made / "register" / "out").read_text())["message"]
     assert len(list((by_kfp / "kfp-runs" / "checkpoints").iterdir())) == len(params.members)
     assert not (by_kfp / "data").exists() and not (by_kfp / "runs").exists()
+    version = connect(by_kfp).client.get_model_version_by_alias("small-a-ensemble", "champion")
+    assert version.tags["stage"] == "kfp register" and version.tags["store_md5"] == dvc_md5("packed")
 
 
 def test_a_failed_task_fails_the_run_with_its_message(tmp_path: Path) -> None:
