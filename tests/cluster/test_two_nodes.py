@@ -67,7 +67,7 @@ def node() -> None:
 
 @pytest.fixture
 def image(engine: Any, images: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The component image with an entry point that runs any command: in Kubernetes a command replaces it, in Docker not."""
+    """The component image with an entry point that runs any command, as Kubernetes would."""
     container = engine.containers.create(images["cpu"]["image"])
     container.commit("sixstream-test", "node", changes='ENTRYPOINT ["/usr/bin/env"]')
     container.remove()
