@@ -155,6 +155,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
     settings = TrainSettings(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
+        bn_batch=recipe.bn_batch,
         lr=recipe.lr,
         base_batch=recipe.base_batch,
         schedule=recipe.schedule,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model.errors import Stopped, UserError
+from model.stopping import end_with_parent
 
 STOPPED = 75  # of sysexits: a temporary failure, try again
 
@@ -96,7 +97,7 @@ SUMMARIES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's, STOPPED after SIGTERM."""
+    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's, STOPPED after SIGTERM or Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
         arguments[:2] = ["-".join(arguments[:2])]
@@ -112,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     options.pop("verb")
     assert function is not None
+    if "DVC_STAGE" in os.environ:  # or a stage would outlive a killed DVC, which would start it a second time
+        end_with_parent()
     try:
         result = call(function, options)
     except UserError as error:

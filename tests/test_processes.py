@@ -75,6 +75,31 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, database: Pa
     assert len(reached[0]) == len(reached[1]) == 1 and reached[0] < reached[1]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_torchrun_restarts_after_a_lost_rank_to_the_same_bits(tmp_path: Path, database: Path, lost: int) -> None:
+    """One of two ranks is killed; torchrun ends the other and starts both again, which go on from the checkpoint."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts"]
+    line += ["1", *TRAIN]
+    bits = []
+    for name in ("straight", "cut"):
+        place = tmp_path / name
+        place.mkdir()
+        environment = _prepare(place, database, repeats=4)
+        with subprocess.Popen(line, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            if name == "cut":
+                while process.poll() is None and not _checkpoints(place):
+                    time.sleep(0.02)
+                workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                mark = f"\0RANK={lost}\0".encode()
+                (pid,) = (pid for pid in workers if mark in Path(f"/proc/{pid}/environ").read_bytes())
+                os.kill(int(pid), signal.SIGKILL)
+            messages = process.communicate()[1]
+        assert process.returncode == 0, messages[-3000:]
+        assert messages.count("going on after step") == (name == "cut"), messages[-3000:]
+        bits.append([(place / "train" / file).read_bytes() for file in ("best.pt", "last.pt")])
+    assert bits[0] == bits[1]
+
+
 def _checkpoints(place: Path) -> list[str]:
     found = (place / ".work" / "checkpoints").glob("*/epoch-*-step-*.pt")
     return sorted(path.name.split(".")[0] for path in found)
