@@ -86,7 +86,7 @@ SUMMARIES = {
     "kfp-compile": "write the pipeline as a package for Kubeflow (also: kfp compile)",
     "kfp-run": "run that package on this machine by kfp's own runner (also: kfp run)",
     "kfp-lint": "say what would break on a cluster in a package (also: kfp lint)",
-    "tracking-sync": "deliver metrics kept back while the tracking server was away",
+    "tracking-sync": "deliver metrics kept back while the tracking server was away (also: tracking sync)",
     "umurl-pretrain": "pre-train an encoder without labels",
     "umurl-features": "compute a pre-trained encoder's features of every clip",
     "umurl-linear": "linear evaluation of all encoders' features",
