@@ -95,7 +95,7 @@ def measured(network: str, rounds: int, sizes: tuple[int, ...] = (2, 4, 8)) -> t
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - began)
         seconds.append(best)
-    per_clip, fixed = np.polyfit(sizes, seconds, 1)
+    per_clip, fixed = np.polyfit(sizes, seconds, 1) if sizes else (0.0, 0.0)
     gradient = sum(parameter.numel() * 4 for parameter in net.parameters())
     norms = sum(isinstance(module, Norm) for module in net.modules())
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -157,7 +157,8 @@ if __name__ == "__main__":
     parser.add_argument("--data-processes", type=int, default=1, help="processes or cores that prepare clips, per GPU")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    work, device = measured(options.network, options.rounds)
+    both = options.fixed_ms is not None and options.clip_ms is not None
+    work, device = measured(options.network, options.rounds, () if both else (2, 4, 8))
     values = asdict(work) | {"data_rate": work.data_rate * options.data_processes}
     given = {"fixed": options.fixed_ms, "per_clip": options.clip_ms}
     values |= {name: value / 1e3 for name, value in given.items() if value is not None}

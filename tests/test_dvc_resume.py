@@ -14,6 +14,7 @@ import pytest
 import yaml
 from small_run import annotations, small_params, write_params, write_raw
 
+from components.journal import locked
 from components.params import load_params
 from components.preprocess import preprocess
 from pipeline.workspace import ROOT
@@ -26,10 +27,10 @@ RUN = [sys.executable, "-m", "pipeline.cli", "run", "--until", "train"]
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
-    """A workspace whose graph is one training of 24 steps, each with a checkpoint."""
+    """A workspace whose graph is one training of 36 steps, each with a checkpoint."""
     place = tmp_path_factory.mktemp("graph")
     parameters = small_params()
-    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, "epochs": 2, "repeats": 4}
+    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, "epochs": 3, "repeats": 4}
     write_params(place, parameters)
     raw = write_raw(place / "raw", annotations())
     preprocess(load_params(place / "params.yaml"), raw, place / "data" / "packed" / "small")
@@ -38,18 +39,6 @@ def graph(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
     shutil.copyfile(database, place / "mlflow.db")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=place, check=True, env=environment())
     return place
-
-
-@pytest.fixture(scope="module")
-def straight(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    place = copied(graph, tmp_path_factory.mktemp("straight") / "place")
-    done = subprocess.run(REPRO, cwd=place, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return outcome(place)
-
-
-def copied(graph: Path, place: Path) -> Path:
-    return Path(shutil.copytree(graph, place))
 
 
 def environment() -> dict[str, str]:
@@ -64,13 +53,15 @@ def outcome(place: Path) -> list[Any]:
 
 
 def stopped(place: Path, line: list[str], number: int) -> tuple[int, str]:
-    """Run the command and send it a signal when it has a few checkpoints; exit code and messages."""
+    """Run the command and send it a signal when it has saved a checkpoint; exit code and messages."""
+    for lock in (place / ".work" / "checkpoints").glob("*/lock"):
+        with locked(lock):  # by a training that ends after the one that started it was killed
+            pass
+    before = saved(place)
     with (place / "messages.txt").open("w+") as messages:
         process = subprocess.Popen(line, cwd=place, env=environment(), stdout=messages, stderr=messages)
         limit = time.monotonic() + 240
-        while process.poll() is None and not list(
-            (place / ".work" / "checkpoints").glob("*/epoch-0000-step-00000[3-9]*")
-        ):
+        while process.poll() is None and saved(place) == before:
             assert time.monotonic() < limit
             time.sleep(0.02)
         assert not (place / OUT).exists()
@@ -80,28 +71,30 @@ def stopped(place: Path, line: list[str], number: int) -> tuple[int, str]:
         return code, messages.read()
 
 
-def goes_on(place: Path, line: list[str]) -> str:
-    done = subprocess.run(line, cwd=place, env=environment(), capture_output=True, text=True)
+def saved(place: Path) -> list[str]:
+    return sorted(path.name for path in (place / ".work" / "checkpoints").glob("*/epoch-*"))
+
+
+def finished(place: Path) -> str:
+    done = subprocess.run(REPRO, cwd=place, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_dvc_killed_by_sigkill_goes_on(graph: Path, straight: list[Any], tmp_path: Path) -> None:
-    """DVC alone is killed: its stage must not train on by itself, nor be in the way of the next."""
-    place = copied(graph, tmp_path / "place")
-    assert stopped(place, REPRO, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert "going on after step" in goes_on(place, REPRO)
-    assert outcome(place) == straight
+def test_stopped_and_killed_runs_go_on_to_the_same_bits(graph: Path, tmp_path: Path) -> None:
+    """`sixstream run` by SIGTERM, Ctrl-C and SIGKILL, then `dvc repro` by SIGKILL, without its stage.
 
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_run_that_is_stopped_goes_on(graph: Path, straight: list[Any], tmp_path: Path, number: int) -> None:
-    place = copied(graph, tmp_path / "place")
-    code, said = stopped(place, RUN, number)
-    if number == signal.SIGKILL:
-        assert code == -signal.SIGKILL
-    else:
+    A stage must not train on by itself when what started it is killed, nor be in the way of the next.
+    """
+    straight, place = (Path(shutil.copytree(graph, tmp_path / name)) for name in ("straight", "place"))
+    finished(straight)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        code, said = stopped(place, RUN, number)
         assert code == 75, said
         assert "asked to end: saved after step" in said and "goes on from the last checkpoints" in said
-    assert "going on after step" in goes_on(place, RUN)
-    assert outcome(place) == straight
+    for line in (RUN, REPRO):
+        code, said = stopped(place, line, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        assert "going on after step" in said
+    assert "going on after step" in finished(place)
+    assert outcome(place) == outcome(straight)
