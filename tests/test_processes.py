@@ -45,12 +45,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def _prepare(place: Path, database: Path, **recipe: int) -> dict[str, str]:
-    """Parameters, packed store and an empty tracking database in `place`; the environment for commands there."""
+    """Parameters, packed store (one for all beside `place`) and an empty tracking database; their environment."""
+    place.mkdir(exist_ok=True)
     parameters = small_params()
     parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, **recipe}
     write_params(place, parameters)
-    raw = write_raw(place / "raw", annotations())
-    preprocess(load_params(place / "params.yaml"), raw, place / "packed")
+    if not (place.parent / "packed").exists():
+        raw = write_raw(place.parent / "raw", annotations())
+        preprocess(load_params(place / "params.yaml"), raw, place.parent / "packed")
+    (place / "packed").symlink_to(place.parent / "packed")
     shutil.copyfile(database, place / "mlflow.db")
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -58,19 +61,20 @@ def _prepare(place: Path, database: Path, **recipe: int) -> dict[str, str]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, database: Path, processes: int) -> None:
     """To torchrun's parent when there are two processes, which stop at one step and are waited for."""
-    environment = _prepare(tmp_path, database, epochs=5000)
+    place = tmp_path / "place"
+    environment = _prepare(place, database, epochs=5000)
     line = [sys.executable, *TRAIN, "--processes", str(processes)]
     reached = []
     for _ in range(2):
-        before = _checkpoints(tmp_path)
-        with subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-            while process.poll() is None and _checkpoints(tmp_path) == before:
+        before = _checkpoints(place)
+        with subprocess.Popen(line, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and _checkpoints(place) == before:
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             messages = process.communicate()[1]
         assert process.returncode == 75, messages[-2000:]
         assert messages.count("sixstream: asked to end: saved after step") == processes
-        reached.append(_checkpoints(tmp_path))
+        reached.append(_checkpoints(place))
     assert "going on after step" in messages
     assert len(reached[0]) == len(reached[1]) == 1 and reached[0] < reached[1]
 
@@ -83,7 +87,6 @@ def test_torchrun_restarts_after_a_lost_rank_to_the_same_bits(tmp_path: Path, da
     bits = []
     for name in ("straight", "cut"):
         place = tmp_path / name
-        place.mkdir()
         environment = _prepare(place, database, repeats=4)
         with subprocess.Popen(line, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
             if name == "cut":
