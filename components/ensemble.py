@@ -5,16 +5,21 @@ from typing import Any
 
 from components.files import read_json, staged_dir, write_json
 from components.params import Params
+from components.tracked import flat_metrics
 from model.ensemble import fuse
 from model.errors import UserError
 from model.metrics import summary
 from model.scoretable import load_table, save_table
 
+CURVES = ("train/loss", "dev/top1")
+
 
 def ensemble(params: Params, runs: Path, out: Path) -> None:
     """Fuse the scores of every ensemble named in the parameters, on every split that its members were scored on.
 
-    Writes `<name>/<split>.npz` and `metrics.json`: members and ensembles, each split's top-1, top-5 and mean class.
+    Writes `<name>/<split>.npz` and `metrics.json`: members and ensembles, each split's top-1, top-5 and mean class. For
+    `dvc metrics` and `dvc plots` besides: `summary.json`, the counted figures by the names that they have in tracking,
+    and `curves/<figure>/<member>.json`, learning curves.
 
     Args:
         params: the parameters; `ensembles` names members and weights.
@@ -40,6 +45,21 @@ def ensemble(params: Params, runs: Path, out: Path) -> None:
                 entry[split] = summary(fused)
             metrics["ensembles"][name] = entry
         write_json(aside / "metrics.json", metrics)
+        counted = {name: found[found["chosen"]] for name, found in metrics["members"].items()}
+        counted |= {f"ensemble {name}": found for name, found in metrics["ensembles"].items()}
+        write_json(aside / "summary.json", {name: _shown(params, found) for name, found in counted.items()})
+        for name in params.members:
+            history = runs / name / "train" / "history.json"
+            curve = read_json(history) if history.is_file() else []  # a member that was given has none
+            for figure in CURVES:
+                points = [{"epoch": entry["epoch"], figure: entry[figure]} for entry in curve if figure in entry]
+                if points:
+                    write_json(aside / "curves" / figure / f"{name}.json", points)
+
+
+def _shown(params: Params, splits: dict[str, Any]) -> dict[str, float]:
+    figures = flat_metrics(params, splits).items()
+    return {name: value for name, value in figures if name.rpartition("/")[2] in ("top1", "top5", "mean_class")}
 
 
 def _scores(runs: Path, member: str) -> Path:

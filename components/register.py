@@ -13,7 +13,8 @@ from components.params import Params
 from components.registration import Candidate, Gate, MemberEntry
 from components.registration import register as register_versions
 from components.splits import DEVELOPMENT, Parts, parts_of
-from components.tracked import CODE, flat_metrics, lineage, member_key, pipeline_key, preparation, run_name
+from components.storage import dvc_md5
+from components.tracked import CODE, data_of, flat_metrics, lineage, member_key, pipeline_run, preparation, run_name
 from components.tracking import Tracker, connect
 from components.versions import content_key
 from model.errors import UserError
@@ -47,12 +48,7 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
     chosen = params.register_.ensemble
     if chosen not in fused:
         raise UserError(f"{ensembles / 'metrics.json'}: has no ensemble {chosen!r}; run `sixstream ensemble` again")
-    parent = tracker.parent_run(
-        params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
-        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
-    )
+    parent = pipeline_run(tracker, params, store)
     _link(tracker, params, store, parent, members, fused)
     base = f"{params.dataset}-{params.entry.split.name}"
     candidate = Candidate(
@@ -68,6 +64,7 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
                 logged=members[name]["chosen"],
                 metrics=flat_metrics(params, members[name][members[name]["chosen"]]),
                 test_clips=params.recipe(name).test_clips,
+                outputs={part: dvc_md5(runs / name / part) for part in ("train", "scores")},
             )
             for name, weight in params.ensembles[chosen].members.items()
         ],
@@ -112,22 +109,18 @@ def started_from_weights(params: Params) -> list[str]:
 
 
 def _link(
-    tracker: Tracker,
-    params: Params,
-    store: Store,
-    parent: str,
-    members: dict[str, Any],
-    fused: dict[str, Any],
+    tracker: Tracker, params: Params, store: Store, parent: str, members: dict[str, Any], fused: dict[str, Any]
 ) -> None:
     """Show in the pipeline run the members that DVC did not train again, and every ensemble not registered."""
+    data = data_of(params, store)
     for name, metrics in members.items():
         key, figures = member_key(params, name, store.data_hash), flat_metrics(params, metrics[metrics["chosen"]])
-        tracker.link_member(params.experiment, parent, key, run_name(params, name), figures)
+        tracker.link_member(params.experiment, parent, key, run_name(params, name), figures, data)
     for name, entry in fused.items():
         if name == params.register_.ensemble:
             continue
         keys = {member: member_key(params, member, store.data_hash) for member in entry["members"]}
         key = content_key(name, entry["members"], keys)
-        with tracker.ensemble_run(params.experiment, f"ensemble/{name}", key, parent) as run:
+        with tracker.ensemble_run(params.experiment, f"ensemble/{name}", key, parent, data=data) as run:
             run.log_params({"weights": entry["members"]})
             run.log_final(flat_metrics(params, entry))

@@ -7,16 +7,19 @@ model that takes raw joints; its tags name the exact versions of its members.
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components.bundle import BundleMember, bundle_key, load_bundle, write_bundle
+from components.delivery import Delivery
+from components.environment import orchestrator
 from components.servable import aliased, fetch_bundle, log_bundle, register_model
+from components.storage import dvc_md5
 from components.tracked_run import brief
-from components.tracking import MEMBER_TAG, Tracker
+from components.tracking import MEMBER_TAG, DataSeen, Tracker
 from model.errors import UserError
 from model.metrics import paired_bootstrap
 from model.store import Store
@@ -30,7 +33,8 @@ class MemberEntry:
     """A member to register: the checkpoint that counts, and the tracked run it belongs to.
 
     `registered` is the name in the registry, `run_key` the content key of its run, `logged` the name of the logged
-    model (best or last), `metrics` flat figures such as test/top1.
+    model (best or last), `metrics` flat figures such as test/top1, `outputs` the md5 that DVC gives the folders of
+    training and scores.
     """
 
     name: str
@@ -41,6 +45,7 @@ class MemberEntry:
     logged: str
     metrics: Mapping[str, float]
     test_clips: int | None = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,12 @@ def _register(
     tracker: Tracker, experiment: str, parent: str | None, store: Store, candidate: Candidate, gate: Gate
 ) -> dict[str, Any]:
     facts = {**candidate.tags, "data_md5": store.data_hash}
+    made_by = {"store_md5": dvc_md5(store.folder), "stage": orchestrator(), "pipeline_run": parent or ""}
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         versions = {
-            member.name: _register_member(tracker, experiment, parent, store, candidate, member, facts, Path(scratch))
+            member.name: _register_member(
+                tracker, experiment, parent, store, candidate, member, facts, made_by, Path(scratch)
+            )
             for member in candidate.members
         }
         bundle = write_bundle(
@@ -132,15 +140,16 @@ def _register(
         )
         key = bundle_key(bundle)
         weights = {member.name: member.weight for member in candidate.members}
-        with tracker.ensemble_run(experiment, f"ensemble/{candidate.name}", key, parent, dict(candidate.tags)) as run:
+        name, told = f"ensemble/{candidate.name}", dict(candidate.tags)
+        with tracker.ensemble_run(experiment, name, key, parent, told, _data(candidate, store)) as run:
             run.log_params({"members": versions, "weights": weights})
-            run.log_dataset(candidate.tags.get("dataset", "data"), store.data_hash, source=store.meta["source"])
             logged = run.log_model("ensemble", bundle, dict(candidate.metrics))
             run.log_final(dict(candidate.metrics))
         if logged is None:
             raise UserError(f"{tracker.uri}: cannot be reached, nothing is registered; start the server, try again")
         tags = {
             **facts,
+            **made_by,
             "members": json.dumps(versions, sort_keys=True),
             "weights": json.dumps(weights, sort_keys=True),
             **_metric_tags(candidate.metrics),
@@ -166,6 +175,7 @@ def _register_member(
     candidate: Candidate,
     member: MemberEntry,
     facts: dict[str, str],
+    made_by: dict[str, str],
     scratch: Path,
 ) -> str:
     """Register a member's checkpoint, logged in its own run; the URI of the version."""
@@ -179,13 +189,14 @@ def _register_member(
         run_id, _ = tracker.find_or_make(
             experiment, MEMBER_TAG, member.run_key, member.name, parent, {"sixstream.registered_only": "true"}
         )
+        Delivery(tracker.client, run_id, fresh=True).dataset(*_data(candidate, store), "training")
         tracker.client.set_terminated(run_id)
     else:
         run_id = run.info.run_id
     model_id, _ = log_bundle(tracker.client, run_id, member.logged, bundle)
-    version, _ = register_model(
-        tracker.client, member.registered, model_id, bundle_key(bundle), {**facts, **_metric_tags(member.metrics)}
-    )
+    outputs = {f"{part}_md5": md5 for part, md5 in member.outputs.items()}
+    tags = {**facts, **made_by, **outputs, **_metric_tags(member.metrics)}
+    version, _ = register_model(tracker.client, member.registered, model_id, bundle_key(bundle), tags)
     return f"models:/{member.registered}/{version}"
 
 
@@ -260,6 +271,10 @@ def _in_bundle(member: MemberEntry, version: str | None = None) -> BundleMember:
 def _prepared(preparation: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of the preparation decides the numbers in a store."""
     return preparation.get("prepare", []), preparation.get("dtype", "float32"), preparation.get("options")
+
+
+def _data(candidate: Candidate, store: Store) -> DataSeen:
+    return candidate.tags.get("dataset", "data"), store.data_hash, store.meta["source"]
 
 
 def _metric_tags(metrics: Mapping[str, float]) -> dict[str, str]:

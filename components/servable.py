@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,20 @@ def register_model(client: Any, name: str, model_id: str, key: str, tags: dict[s
 
 def versions(client: Any, name: str) -> list[Any]:
     """All versions of a registered model, oldest first; none when there is no such model."""
+    found = pages(client.search_model_versions, f"name = '{name}'")
+    return sorted(found, key=lambda entry: int(entry.version))
+
+
+def pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Everything that a search of MLflow's client finds, which it gives page by page."""
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
+        page = search(*arguments, max_results=200, page_token=token)
         found.extend(page)
         token = page.token
         if not token:
-            return sorted(found, key=lambda entry: int(entry.version))
+            return found
 
 
 def aliased(client: Any, name: str, alias: str) -> str | None:
@@ -152,4 +159,8 @@ def _sources(package: Any, scratch: Path) -> Path:
 
 def _version(name: str) -> str:
     """The installed version as an index knows it: a build label (+cpu) names a wheel, not a version."""
+    if name == "mlflow":  # containers have its client alone, mlflow-skinny, of the same version
+        from mlflow.version import VERSION
+
+        return str(VERSION)
     return importlib.metadata.version(name).split("+")[0]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from components.bundle import BundleMember, write_bundle
+from components.facts import tell
 from components.params import Params
 from components.tracked_run import TrackedRun
-from components.tracking import connect
+from components.tracking import DataSeen, Tracker, connect
 from components.versions import code_version, content_key
 from model.store import Store
 
@@ -33,10 +34,36 @@ def pipeline_key(params: Params, data_hash: str) -> str:
 
 
 def run_name(params: Params, member: str) -> str:
-    """`{model}/{stream}/s{seed}`; members that differ in options as well carry their own name."""
+    """`{model}/{stream}/s{seed}`; members that differ in options too carry their own name, a grid's their cell's."""
     spec = params.member(member)
+    if params.ablation is not None:
+        return f"{params.ablation.cell(member).title}/s{spec.seed}"
     name = f"{spec.model}/{spec.stream}/s{spec.seed}"
     return f"{name}/{member}" if spec.network else name
+
+
+def data_of(params: Params, store: Store) -> DataSeen:
+    """The data that a run on `store` sees, as MLflow is told: name, the md5 that DVC gives them, source."""
+    return params.dataset, store.data_hash, store.meta["source"]
+
+
+def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
+    """The run that holds the members of these parameters and data, found or made."""
+    return tracker.parent_run(
+        params.experiment,
+        *_pipeline(params, store),
+        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
+        data_of(params, store),
+    )
+
+
+def track_report(params: Params, store: Store, report: Path) -> None:
+    """Log the report, its tables and figures with the pipeline run."""
+    connect(Path.cwd()).open_parent(params.experiment, *_pipeline(params, store)).log_file(report, "report")
+
+
+def _pipeline(params: Params, store: Store) -> tuple[str, str]:
+    return pipeline_key(params, store.data_hash), f"pipeline/{params.entry.split.name}"
 
 
 @contextmanager
@@ -44,24 +71,31 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     """The tracked run of a member, under the pipeline run of these parameters and data."""
     tracker = connect(Path.cwd())
     spec = params.member(member)
-    parent = tracker.parent_run(
-        params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
-        {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
-    )
     tags = {"model": spec.model, "stream": spec.stream, "seed": str(spec.seed), "member": member}
     tags |= {"dataset": params.dataset, "split": params.entry.split.name, "protocol": params.protocol}
     tags["data_hash"] = store.data_hash
+    if params.ablation is None:
+        parent = pipeline_run(tracker, params, store)
+    else:  # children start collapsed on the tracking page, and its charts then show parents only
+        parent = None
+        tags |= {"ablation": params.ablation.name, "cell": params.ablation.cell(member).title}
     key = member_key(params, member, store.data_hash)
-    with tracker.member_run(params.experiment, run_name(params, member), key, parent, tags) as run:
+    name, data = run_name(params, member), data_of(params, store)
+    watched = params.ablation is None  # else the machine's load would be the first figure that runs are compared by
+    with tracker.member_run(params.experiment, name, key, parent, tags, watched, data=data) as run:
+        tell(member=member, data_hash=store.data_hash, mlflow_run_id=run.run_id)
         yield run
 
 
 def log_member_facts(run: TrackedRun, params: Params, member: str, store: Store) -> None:
-    """Parameters, data and environment of a member's run."""
-    run.log_params(params.for_training(member))
-    run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
+    """Parameters and environment of a member's run."""
+    facts = params.for_training(member)
+    if params.ablation is not None:
+        # The tracking page compares runs by the parameters in which they differ, the first three by name: these.
+        cell = params.ablation.cell(member)
+        facts |= {"cell": cell.title, "seed": params.member(member).seed, "set": cell.settings}
+        del facts["member"]
+    run.log_params(facts)
     run.log_environment(CODE)
 
 
@@ -73,7 +107,8 @@ def track_evaluation(params: Params, member: str, store: Store, trained: Path, m
             with tempfile.TemporaryDirectory() as scratch:
                 bundle = member_bundle(Path(scratch) / "bundle", params, member, store, trained / f"{which}.pt")
                 figures = flat_metrics(params, metrics[which])
-                run.log_model(which, bundle, figures, (params.dataset, store.data_hash), metrics[which]["epoch"])
+                data, epoch = (params.dataset, store.data_hash), metrics[which]["epoch"]
+                tell(**{f"mlflow_model_{which}": run.log_model(which, bundle, figures, data, epoch)})
         run.log_final(flat_metrics(params, metrics[metrics["chosen"]]), step=last_step)
 
 

@@ -27,6 +27,8 @@ PIPELINE_TAG = "sixstream.pipeline"
 MEMBER_TAG = "sixstream.member"
 ENSEMBLE_TAG = "sixstream.ensemble"
 LINK_TAG = "sixstream.link"
+OWN_RUN = "MLFLOW_RUN_ID"  # variable: the run that Kubeflow's launcher made of this task
+DataSeen = tuple[str, str, str]  # name, md5 and source of what a run saw
 PENDING = "pending:"  # stands for the id of a parent that the server could not make yet
 # Waiting belongs to the journal: MLflow's own seven retries hold a training step for minutes.
 ENVIRONMENT = {
@@ -114,7 +116,10 @@ class Tracker:
     told: bool = False  # whether its being away was told
 
     def experiment_id(self, name: str) -> str:
-        """The experiment `name`, made if it is not there."""
+        """The experiment `name`, made if it is not there; that of the task's own run where Kubeflow has made one."""
+        own = os.environ.get(OWN_RUN)
+        if own:
+            return str(self.client.get_run(own).info.experiment_id)
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
@@ -129,22 +134,33 @@ class Tracker:
             made = found.experiment_id
         return str(made)
 
-    def parent_run(self, experiment: str, key: str, name: str, params: dict[str, Any]) -> str:
+    def parent_run(
+        self, experiment: str, key: str, name: str, params: dict[str, Any], data: DataSeen | None = None
+    ) -> str:
         """The run that holds one pipeline run's members, found or made by `key`.
 
-        `key` is a hash of parameters and data. With MLFLOW_RUN_ID set (Kubeflow sets it) that run is used and
-        none is made. When the server is away the answer is a placeholder that `member_run` understands.
+        `key` is a hash of parameters and data, `data` are logged as the run's dataset. With MLFLOW_RUN_ID set none
+        is made: Kubeflow has made a run of the task and, above it, one of the pipeline. When the server is away the
+        answer is a placeholder that `member_run` understands.
         """
-        own = os.environ.get("MLFLOW_RUN_ID")
+        own = os.environ.get(OWN_RUN)
         if own:
-            return own
-        run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {})
+            try:
+                return str(self.client.get_run(own).data.tags.get("mlflow.parentRunId") or own)
+            except Exception as error:
+                logger.warning("tracking: the run of the pipeline is not known (%s)", brief(error))
+                return own
+        run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {}, data)
         run.log_params(params)
         return run.run_id or f"{PENDING}{key}"
 
+    def open_parent(self, experiment: str, key: str, name: str) -> TrackedRun:
+        """The run that `parent_run` names, to log what belongs to no member; its status is left as it is."""
+        return self._run(experiment, PIPELINE_TAG, key, name, None, {})
+
     def end_parent(self, experiment: str, parent: str, status: str = "FINISHED") -> None:
         """Mark a pipeline run as over, unless Kubeflow's launcher owns it."""
-        if parent == os.environ.get("MLFLOW_RUN_ID"):
+        if os.environ.get(OWN_RUN):
             return
         try:
             run_id = self.resolve_parent(experiment, parent)
@@ -166,21 +182,30 @@ class Tracker:
         parent: str | None = None,
         tags: dict[str, str] | None = None,
         system_metrics: bool = True,
+        data: DataSeen | None = None,
     ) -> Iterator[TrackedRun]:
-        """The run of a member with the content `key`, found or made; of the process itself with MLFLOW_RUN_ID set.
+        """The run of a member with the content `key`, found or made.
 
+        With MLFLOW_RUN_ID set it is the run that Kubeflow made of the task; a later task of the same member (its
+        evaluation, a retry) goes on with the first one's.
         It ends as FINISHED, as FAILED on an exception, as KILLED on an interrupt.
         """
-        run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {})
+        run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {}, data)
         with self._ended(run, system_metrics):
             yield run
 
     @contextmanager
     def ensemble_run(
-        self, experiment: str, name: str, key: str, parent: str | None, tags: dict[str, str] | None = None
+        self,
+        experiment: str,
+        name: str,
+        key: str,
+        parent: str | None,
+        tags: dict[str, str] | None = None,
+        data: DataSeen | None = None,
     ) -> Iterator[TrackedRun]:
         """The run of an ensemble, found or made; always a run of its own, since a process fuses several."""
-        run = self._tracked(experiment, ENSEMBLE_TAG, key, name, parent, tags or {})
+        run = self._tracked(experiment, ENSEMBLE_TAG, key, name, parent, tags or {}, data)
         with self._ended(run, system_metrics=False):
             yield run
 
@@ -199,7 +224,15 @@ class Tracker:
                 monitor.finish()
             run.close(status)
 
-    def link_member(self, experiment: str, parent: str, key: str, name: str, metrics: dict[str, float]) -> str | None:
+    def link_member(
+        self,
+        experiment: str,
+        parent: str,
+        key: str,
+        name: str,
+        metrics: dict[str, float],
+        data: DataSeen | None = None,
+    ) -> str | None:
         """Show a member that this pipeline run did not train, with its final metrics, under `parent`.
 
         A member that was trained under this very parent is there already. One trained under another parent,
@@ -214,10 +247,17 @@ class Tracker:
         if original is not None and original.data.tags.get("mlflow.parentRunId") == parent:
             return str(original.info.run_id)
         tags = {"sixstream.original_run": original.info.run_id if original else "unknown"}
-        run = self._tracked(experiment, LINK_TAG, f"{parent.removeprefix(PENDING)}-{key}", name, parent, tags)
+        run = self._tracked(experiment, LINK_TAG, f"{parent.removeprefix(PENDING)}-{key}", name, parent, tags, data)
         run.log_final(metrics)
         run.close("FINISHED")
         return run.run_id
+
+    def describe(self, experiment: str, text: str) -> None:
+        """Show Markdown as the description of an experiment."""
+        try:
+            self.client.set_experiment_tag(self.experiment_id(experiment), "mlflow.note.content", text)
+        except Exception as error:
+            logger.warning("tracking: %s is not described (%s)", experiment, brief(error))
 
     def find(self, experiment: str, tag: str, key: str) -> Any | None:
         """The oldest run whose tag has this value."""
@@ -263,15 +303,29 @@ class Tracker:
         return Journal(self.workspace / ".work" / "tracking" / f"{key}.jsonl")
 
     def _tracked(
+        self,
+        experiment: str,
+        tag: str,
+        key: str,
+        name: str,
+        parent: str | None,
+        tags: dict[str, str],
+        data: DataSeen | None = None,
+    ) -> TrackedRun:
+        run = self._run(experiment, tag, key, name, parent, tags)
+        run.send("status", status="RUNNING")
+        if data is not None:
+            run.log_dataset(*data)
+        return run
+
+    def _run(
         self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
     ) -> TrackedRun:
         header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
         header |= {"parent": parent, "tags": tags}
-        if tag == MEMBER_TAG and os.environ.get("MLFLOW_RUN_ID"):
-            header["run_id"] = os.environ["MLFLOW_RUN_ID"]
-        run = TrackedRun(self, header)
-        run.send("status", status="RUNNING")
-        return run
+        if tag in (MEMBER_TAG, PIPELINE_TAG) and os.environ.get(OWN_RUN):
+            header["run_id"] = os.environ[OWN_RUN]
+        return TrackedRun(self, header)
 
 
 def sync(workspace: Path = Path()) -> dict[str, int]:

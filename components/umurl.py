@@ -13,6 +13,7 @@ import numpy as np
 from components.files import write_bytes
 from components.params import Params
 from components.splits import DEVELOPMENT, parts_of, scored_splits
+from components.tracked import data_of
 from components.tracked_run import TrackedRun
 from components.tracking import connect
 from components.versions import code_version, content_key
@@ -98,6 +99,7 @@ def encoder_run(params: Params, encoder: str, store: Store) -> Iterator[TrackedR
         content_key("umurl", params.umurl.model_dump(), split, store.data_hash),
         f"umurl/{split}",
         {"dataset": params.dataset, "protocol": params.protocol, "encoders": ", ".join(ENCODERS)},
+        data_of(params, store),
     )
     tags = {"model": "umurl", "encoder": encoder, "seed": str(params.umurl.seed), "dataset": params.dataset}
     tags |= {"split": split, "protocol": params.protocol, "data_hash": store.data_hash}
@@ -105,7 +107,7 @@ def encoder_run(params: Params, encoder: str, store: Store) -> Iterator[TrackedR
     name = f"umurl/{encoder}/s{params.umurl.seed}"
     status = "FAILED"
     try:
-        with tracker.member_run(params.experiment, name, key, parent, tags) as run:
+        with tracker.member_run(params.experiment, name, key, parent, tags, data=data_of(params, store)) as run:
             yield run
         status = "FINISHED"
     finally:

@@ -48,7 +48,6 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
         run = stack.enter_context(encoder_run(params, encoder, store)) if rank == 0 else None
         if run is not None:
             run.log_params({"umurl": params.umurl.model_dump(), "encoder": encoder})
-            run.log_dataset(params.dataset, store.data_hash, source=store.meta["source"])
             run.log_environment(CODE)
         if encoder == "untrained":
             if rank == 0:

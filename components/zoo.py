@@ -7,7 +7,7 @@ from typing import Any
 from components.bundle import read_bundle
 from components.files import write_text
 from components.registration import CHAMPION
-from components.servable import aliased, fetch_bundle, versions
+from components.servable import aliased, fetch_bundle, pages, versions
 from components.tracked_run import brief
 from components.tracking import ENSEMBLE_TAG, LINK_TAG, MEMBER_TAG, Tracker, connect
 from model.errors import UserError
@@ -32,7 +32,7 @@ def zoo(out: Path = Path("zoo.md")) -> None:
 
     tracker = connect(Path.cwd())
     try:
-        names = sorted(model.name for model in _registered(tracker.client))
+        names = sorted(model.name for model in pages(tracker.client.search_registered_models))
         chosen = [found for name in names if (found := _version(tracker.client, name)) is not None]
         ensembles = [version for version in chosen if "members" in version.tags]
         if not ensembles:
@@ -89,17 +89,6 @@ def section(tracker: Tracker, version: Any) -> list[str]:
     ]
 
 
-def _registered(client: Any) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_registered_models(max_results=100, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
-
-
 def _version(client: Any, name: str) -> Any | None:
     known = versions(client, name)
     champion = aliased(client, name, CHAMPION)
@@ -135,13 +124,10 @@ def _weights(run: Any) -> str:
 def _size(checkpoint: Path) -> tuple[str, str]:
     """Parameters and multiply-accumulates of one test clip, written like published tables."""
     from model.checkpoint import build_network, load_checkpoint
-    from model.complexity import complexity, usual_input
+    from model.complexity import clip_complexity
 
     content = load_checkpoint(checkpoint)
-    recipe = content["recipe"]
-    net = build_network(content, str(checkpoint)).to("meta")
-    side = (recipe.get("heatmap") or {}).get("test_size", 0)
-    found = complexity(net, usual_input(net, recipe["persons"] or 2, recipe["clip_length"], side))
+    found = clip_complexity(build_network(content, str(checkpoint)), content["recipe"])
     return f"{found.parameters:,}", f"{found.published / 1e9:.3f} G"
 
 

@@ -6,6 +6,7 @@ frames and are therefore applied after it. A motion needs the frame that follows
 too and augmented by the same draws.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -181,7 +182,9 @@ def _rows_on(store: Store, device: torch.device) -> Tensor:
     """The store's joints as (rows, V * C): the map itself on the CPU, else one copy on the device if it fits."""
     copies = _resident.setdefault(store, {})
     if device not in copies:
-        rows = torch.from_numpy(store.joints).flatten(1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes to it
+            rows = torch.from_numpy(store.joints).flatten(1)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if rows.nbytes <= RESIDENT_SHARE * free:

@@ -45,7 +45,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """An opened store. `joints` is mapped copy-on-write: changing it in memory leaves the file as it is."""
+    """An opened store. `joints` is mapped read-only: writing to it raises ValueError."""
 
     folder: Path
     joints: np.ndarray
@@ -172,7 +172,7 @@ def open_store(folder: str | Path) -> Store:
         meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if meta["version"] != VERSION:
             raise UserError(f"{folder}: store version {meta['version']} is not {VERSION}; preprocess the data again")
-        joints = np.load(folder / "joints.npy", mmap_mode="c", allow_pickle=False)
+        joints = np.load(folder / "joints.npy", mmap_mode="r", allow_pickle=False)
         index = np.load(folder / "index.npy", allow_pickle=False)
         size_file = folder / "image_size.npy"
         store = Store(

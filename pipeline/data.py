@@ -17,7 +17,7 @@ from components.data_diff import diff_stores
 from components.detect import detect_reader
 from components.files import read_json, write_json, write_text
 from components.labels import BESIDE
-from components.params import Data, parse_params, read_params
+from components.params import Data, Dataset, parse_params, read_params
 from components.readers import open_source
 from components.storage import fetch
 from model.errors import UserError
@@ -53,7 +53,7 @@ def import_data(
     """Bring raw data to data/raw/NAME, track them with DVC, and print the entry of params.yaml that reads them.
 
     Args:
-        source: a folder, archive or file, here or at s3://bucket/key; labels.csv and the like come with a file.
+        source: a folder, archive or file, here (labels.csv and the like come with a file), at s3:// or http(s)://.
         name: name of the dataset.
         reader: form of the data; found out by itself if not given.
         to: layout to which the joints are mapped by their names.
@@ -79,7 +79,7 @@ def import_data(
         )
         entry = _entry(data, copy)
         os.replace(copy, raw)
-    _track(raw)
+    _track(raw, source)
     text = yaml.safe_dump({name: entry}, sort_keys=False, default_flow_style=None, width=110)
     if write:
         _add(file, text)
@@ -107,10 +107,7 @@ def check(target: str, /, *, out: Path | None = None, file: Path = Path("params.
             aside = store_folder / "excluded.json"
             excluded = read_json(aside) if aside.is_file() else []
         else:
-            datasets = load_expanded(file).datasets
-            if target not in datasets:
-                raise UserError(f"{target}: neither a packed store nor one of the datasets {', '.join(datasets)}")
-            entry, name = datasets[target], target
+            entry, name = _entry_of(target, file), target
             store, excluded = pack_raw(entry.data, RAW / target, Path(scratch) / "store")
             split = (entry.split.train, entry.split.test)
         folder = out or Path("reports/data") / name
@@ -120,18 +117,48 @@ def check(target: str, /, *, out: Path | None = None, file: Path = Path("params.
     return 2 if any(finding["level"] == "error" for finding in numbers["findings"]) else 0
 
 
-def diff(old: str, new: str, /, *, out: Path | None = None) -> None:
-    """Print the clips added, removed, relabelled and changed between two packed stores.
+def diff(
+    old: str, new: str = "", /, *, rev: str = "", out: Path | None = None, file: Path = Path("params.yaml")
+) -> None:
+    """Print the clips added, removed, relabelled and changed between two packed stores, or since a git revision.
 
     Args:
         old: a dataset's name, or the folder of its store.
         new: the other one.
+        rev: git revision whose raw data of the dataset are compared with the present ones, in place of a second store.
         out: also write the whole difference to this JSON file.
+        file: the parameters, which say how raw data are read.
+
+    Raises:
+        UserError: no such store, dataset or revision, or its data are neither in DVC's cache nor on the remote.
     """
-    found = diff_stores(_store(old), _store(new))
+    if bool(new) == bool(rev):
+        raise UserError("data diff: name two stores, or one dataset and --rev REVISION")
+    if rev:
+        found = _diff_since(old, rev, file)
+    else:
+        found = diff_stores(_store(old), _store(new))
     if out is not None:
         write_json(out, found)
     print(diff_text(found))
+
+
+def _diff_since(name: str, rev: str, file: Path) -> dict[str, Any]:
+    """The difference between the raw data at a git revision and now, both read by the present entry."""
+    data = _entry_of(name, file).data
+    with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
+        aside = Path(scratch)
+        _dvc(f"{name} at {rev}", "get", ".", str(RAW / name), "--rev", rev, "--out", str(aside / "raw"))
+        before, _ = pack_raw(data, aside / "raw", aside / "before")
+        after, _ = pack_raw(data, RAW / name, aside / "after")
+        return diff_stores(before, after)
+
+
+def _entry_of(name: str, file: Path) -> Dataset:
+    datasets = load_expanded(file).datasets
+    if name not in datasets:
+        raise UserError(f"{name}: neither a packed store nor one of the datasets {', '.join(datasets)}")
+    return datasets[name]
 
 
 def _bring(source: str, to: Path) -> None:
@@ -189,17 +216,31 @@ def _entry(data: Data, raw: Path) -> dict[str, Any]:
     }
 
 
-def _track(raw: Path) -> None:
-    """`dvc add`, where this is a DVC repository."""
+def _track(raw: Path, source: str) -> None:
+    """`dvc add`, of an address `dvc import-url`, where this is a DVC repository."""
     if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), *Path.cwd().parents)):
         print(f"{raw}: not in a DVC repository, so not tracked", file=sys.stderr)
         return
+    if "://" not in source:
+        _dvc(f"{raw} is in place", "add", "--quiet", str(raw))
+        print(f"{raw}.dvc: tracks it; `dvc push` shares it", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=RAW) as aside:
+        _dvc(f"{raw} is in place", "import-url", "--quiet", "--no-download", source, str(Path(aside) / raw.name))
+        entry = yaml.safe_load((Path(aside) / f"{raw.name}.dvc").read_text(encoding="utf-8"))
+    del entry["md5"]  # of the entry itself, which `dvc commit` writes anew, with the md5 of the data
+    single = [path.name for path in raw.iterdir()] if (raw / Path(source).name).is_file() else []
+    entry["outs"][0]["path"] = "/".join([raw.name, *single])
+    write_text(raw.with_name(f"{raw.name}.dvc"), yaml.safe_dump(entry, sort_keys=False))
+    _dvc(f"{raw} is in place", "commit", "--quiet", "--force", f"{raw}.dvc")
+    print(f"{raw}.dvc: tracks it; `dvc update {raw}.dvc` brings a new version from {source}", file=sys.stderr)
+
+
+def _dvc(what: str, *arguments: str) -> None:
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(raw)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{raw}: is in place, but dvc add failed: {done.stderr.strip()}")
-    print(f"{raw}.dvc: tracks it; `dvc push` shares it", file=sys.stderr)
+        raise UserError(f"{what}: dvc {arguments[0]} failed: {done.stderr.strip()}")
 
 
 def _add(file: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from model.errors import Stopped, UserError
 from model.stopping import end_with_parent, termination_noted
 from pipeline.graph import GOALS
 
+UNFUSED = ("sample-data", "entry", "preprocess", "train", "evaluate")  # stages before there is a results table
 SERVER_PATIENCE = 90.0  # seconds for the local tracking server to answer; it takes about 12
 _RUNNING: list["subprocess.Popen[bytes]"] = []  # DVC's processes
 
@@ -33,7 +34,7 @@ def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
         params: the parameters in params.yaml of this folder.
         jobs: members trained side by side; more than one starts a local tracking server for them.
         gpus: indices of the GPUs to spread the jobs over, comma separated; one job each unless jobs says more.
-        until: last stage to run, such as ensemble, in place of report and register.
+        until: last stage to run, such as ensemble, in place of report and register; before that there are no results.
 
     Raises:
         UserError: a stage failed; its own message stands above.
@@ -59,7 +60,7 @@ def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
             if asked_to_stop():
                 raise Stopped("asked to end; the same command goes on from the last checkpoints") from None
             raise
-    return results(params) if _metrics_of(params).exists() or not until else 0
+    return 0 if until in UNFUSED else results(params)
 
 
 def results(params: Params) -> int:
@@ -69,17 +70,13 @@ def results(params: Params) -> int:
         params: the parameters in params.yaml of this folder.
     """
     place = f"{params.dataset}/{params.protocol}"
-    metrics = read_json(_metrics_of(params))
+    metrics = read_json(Path("ensembles") / place / "metrics.json")
     print(f"\n{place}, {params.entry.split.name}\n")
     print("\n".join(table(metrics, list(params.members), list(params.ensembles))))
     report = Path("reports") / place / "report.html"
     print(f"\nreport: {report}" if report.exists() else "")
     print("MLflow: make ui   (or: mlflow ui --backend-store-uri sqlite:///mlflow.db)")
     return 0
-
-
-def _metrics_of(params: Params) -> Path:
-    return Path("ensembles") / params.dataset / params.protocol / "metrics.json"
 
 
 def table(metrics: dict[str, Any], members: list[str], ensembles: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A real MLflow tracking server for tests."""
+"""A real MLflow server as a process of its own."""
 
 import os
 import signal

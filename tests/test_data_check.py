@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,4 +212,31 @@ def test_the_verbs_check_and_diff(tmp_path, monkeypatch, capsys):
     assert found["relabelled"] == {"clip003": ["still", "wave"]}
     assert found["splits"] == {"a_train": {"added": [], "removed": ["clip000"]}}
     assert "relabelled: 1 (clip003)" in capsys.readouterr().out
+    assert main(["data", "diff", "one"]) == 2 and "--rev REVISION" in capsys.readouterr().err
     assert main(["data", "check", "nothing"]) == 2 and "neither a packed store" in capsys.readouterr().err
+
+
+def test_raw_data_are_compared_with_a_git_revision(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+
+    def run(*command):
+        subprocess.run(command, check=True, capture_output=True)
+
+    write_params(tmp_path, small_params())
+    content = annotations(clips=12)
+    write_raw(tmp_path / "data" / "raw" / "small", content)
+    run("git", "init", "-q")
+    run(sys.executable, "-m", "dvc", "init", "-q")
+    run(sys.executable, "-m", "dvc", "add", "-q", "data/raw/small")
+    run("git", "add", "-A")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    run("git", "tag", "v1")
+    shutil.rmtree("data/raw/small")
+    content["annotations"][5]["label"] = 0
+    write_raw(tmp_path / "data" / "raw" / "small", content)
+    assert main(["data", "diff", "small", "--rev", "v1"]) == 0
+    assert "relabelled: 1 (clip005)" in capsys.readouterr().out
+    assert main(["data", "diff", "small", "--rev", "v2"]) == 2
+    assert "small at v2: dvc get failed" in capsys.readouterr().err
+    assert main(["data", "diff", "nothing", "--rev", "v1"]) == 2

@@ -6,7 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,7 +25,7 @@ from test_readers import raw_folder
 from components.bundle import BundleMember, load_bundle, write_bundle
 from components.detect import detect_reader
 from components.params import load_params
-from components.storage import put
+from components.storage import dvc_md5, put
 from components.tracked import preparation
 from model.errors import UserError
 from model.layouts import load_layout
@@ -151,14 +156,84 @@ def test_import_ends_with_an_artifact_that_dvc_tracks(place):
     write_table(place / "own", list(load_layout("penn13").joints), ["x", "y"])
     assert main(["data", "import", "own", "--name", "mine", "--write"]) == 0
     (out,) = yaml.safe_load(Path("data/raw/mine.dvc").read_text())["outs"]
-    from components.storage import dvc_md5
-
     assert out["path"] == "mine" and out["md5"] == dvc_md5("data/raw/mine")
     assert main(["preprocess", "--raw", "data/raw/mine", "--out", "packed"]) == 2  # `small` is still what runs
     text = Path("params.yaml").read_text().replace("dataset: small", "dataset: mine")
     Path("params.yaml").write_text(text)
     assert main(["preprocess", "--raw", "data/raw/mine", "--out", "packed"]) == 0
     assert open_store("packed").data_hash == out["md5"]
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["http", "s3 folder", "s3 file"])
+def test_an_address_becomes_an_import_url_entry(place, monkeypatch, kind):
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, env={**environment, **os.environ})
+
+    dvc("init", "-q", "--no-scm")
+    with web_server(place / "served") as web, serve_s3() as server:
+        for variable, value in server.environment.items():
+            monkeypatch.setenv(variable, value)
+        served = place / "served" if kind == "http" else server.folder / "bucket"
+        served.mkdir(exist_ok=True)
+        write_table(place / "own", list(load_layout("penn13").joints), ["x", "y"])
+        if kind == "s3 folder":
+            uri = "s3://bucket/own"
+            changed = Path(shutil.copytree(place / "own", served / "own")) / "labels.csv"
+        else:
+            uri = f"{web}/own.zip" if kind == "http" else "s3://bucket/own.zip"
+            changed = served / "own.zip"
+            with zipfile.ZipFile(changed, "w") as archive:
+                for file in (place / "own").iterdir():
+                    archive.write(file, f"own/{file.name}")
+        assert main(["data", "import", uri, "--name", "mine", "--write"]) == 0
+        entry = yaml.safe_load(Path("data/raw/mine.dvc").read_text())
+        assert entry["deps"][0]["path"] == uri and entry["frozen"]
+        # An archive is one tracked file, whatever it holds.
+        assert entry["outs"][0]["path"] == ("mine" if kind == "s3 folder" else "mine/own.zip")
+        assert entry["outs"][0].get("nfiles", 1) == (2 if kind == "s3 folder" else 1)
+        before = dvc_md5("data/raw/mine")
+        shutil.rmtree("data/raw/mine")
+        dvc("checkout", "-q")
+        assert dvc_md5("data/raw/mine") == before
+        changed.write_bytes(changed.read_bytes() + b"\n")
+        dvc("update", "-q", "data/raw/mine.dvc")
+        assert dvc_md5("data/raw/mine") != before
+        assert (Path("data/raw/mine") / changed.name).read_bytes() == changed.read_bytes()
+    assert sorted(path.name for path in Path("data/raw").iterdir()) == ["mine", "mine.dvc"]
+
+
+def test_a_download_cut_short_or_missing_leaves_nothing(place, capsys):
+    class Short(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"clip,")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Short)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        uri = f"http://127.0.0.1:{server.server_address[1]}/poses.csv"
+        assert main(["data", "import", uri, "--name", "mine"]) == 2
+        assert "poses.csv: cannot be read" in capsys.readouterr().err
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert main(["data", "import", uri, "--name", "mine"]) == 2
+    assert list(Path("data/raw").iterdir()) == []
 
 
 def ntu_folder(folder: Path) -> None:

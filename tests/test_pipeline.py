@@ -89,6 +89,21 @@ def test_tracking_holds_one_run_a_member_under_one_parent(finished: Path) -> Non
         assert {model.name for model in client.search_logged_models([experiment.experiment_id])} >= {"best", "last"}
 
 
+def test_every_run_and_registered_version_names_the_md5_of_the_data(finished: Path) -> None:
+    lock = yaml.safe_load((finished / "dvc.lock").read_text())["stages"]
+    md5 = next(dep["md5"] for dep in lock["preprocess"]["deps"] if dep["path"] == "data/raw/small")
+    client = _client(finished)
+    for run in client.search_runs([client.get_experiment_by_name("small/development").experiment_id]):
+        (seen,) = run.inputs.dataset_inputs
+        assert (seen.dataset.name, seen.dataset.digest) == ("small", md5), run.info.run_name
+    for name in ("small-a-ensemble", "small-a-protogcn-joint", "small-a-protogcn-bone"):
+        tags = client.get_model_version(name, "1").tags
+        assert tags["data_md5"] == md5 and tags["stage"] == "dvc register"
+        assert tags["store_md5"] == lock["preprocess"]["outs"][0]["md5"]
+    for part, stage in (("train", "train@bone"), ("scores", "evaluate@bone")):
+        assert tags[f"{part}_md5"] == lock[stage]["outs"][0]["md5"]
+
+
 def test_ensemble_is_one_registered_model_that_names_its_members(finished: Path) -> None:
     client = _client(finished)
     version = client.get_model_version_by_alias("small-a-ensemble", "champion")
@@ -98,6 +113,18 @@ def test_ensemble_is_one_registered_model_that_names_its_members(finished: Path)
         assert member in bundle
     outcome = json.loads((finished / "registered/small/development.json").read_text())
     assert "champion" in outcome["message"]
+
+
+def test_lineage_of_the_champion_is_whole(finished: Path) -> None:
+    done = _sixstream(finished, "lineage", "models:/small-a-ensemble@champion", "--json")
+    links = json.loads(done.stdout)["links"]
+    # Only where these tests run on uncommitted code may something be missing: that commit.
+    assert {link["what"] for link in links if link["state"] == "missing"} <= {"code"}, links
+    raw = next(link for link in links if link["what"] == "raw data")
+    assert raw["name"].endswith("data/raw/small") and raw["found"].startswith("in its folder")
+    assert any("by dvc register" in link["name"] for link in links if link["what"] == "pipeline")
+    cached = [link["what"] for link in links if link["found"] == "in DVC's cache"]
+    assert sorted(cached) == ["scores", "scores", "store", "training", "training"]
 
 
 def test_prediction_equals_the_pipelines_scores(finished: Path) -> None:

@@ -81,9 +81,10 @@ def test_equal_clips_give_equal_bytes(tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_changing_joints_in_memory_leaves_the_file_alone(tmp_path):
+def test_joints_cannot_be_written_through(tmp_path):
     folder = write(tmp_path / "s", make_clips())
-    open_store(folder).clip(0)[:] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        open_store(folder).clip(0)[:] = 7
     assert not (open_store(folder).clip(0) == 7).any()
 
 

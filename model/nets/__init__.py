@@ -45,16 +45,31 @@ def _network(name: str) -> type:
     return builder.func if isinstance(builder, partial) else builder  # type: ignore[return-value]
 
 
-def network_options(name: str) -> list[str]:
-    """The options that `create_model` takes for the network `name`, its base classes' included."""
-    network = _network(name)
-    options: list[str] = []
+def option_defaults(name: str) -> dict[str, Any]:
+    """The options that `create_model` takes for the network `name`, its base classes' included, and their defaults."""
+    network, builder = _network(name), NETWORKS[name]
+    options: dict[str, Any] = {}
     for ancestor in network.__mro__:
         if ancestor is nn.Module:
             break
         parameters = inspect.signature(ancestor).parameters.values()
-        options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in options]
-    return options
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
+    return {**options, **(builder.keywords if isinstance(builder, partial) else {})}
+
+
+def network_options(name: str) -> list[str]:
+    """The names of the options that `create_model` takes for the network `name`."""
+    return list(option_defaults(name))
+
+
+def decisive_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of a network, defaults written out, but those that the others leave without an effect.
+
+    Networks of one name for which they agree are the same: from one seed they train to the same bits.
+    """
+    every = {**option_defaults(name), **options}
+    decide = getattr(_network(name), "decisive", dict)
+    return dict(decide(every))
 
 
 def create_model(

@@ -3,7 +3,7 @@
 ProtoGCN is built of the same blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from model.nets.blocks import (
     GraphNetwork,
     MultiScaleTemporal,
     Stage,
+    Topologies,
     channels_first,
     channels_together,
     frames_together,
@@ -28,6 +29,8 @@ from model.nets.norm import BatchNorm
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
 SMALLEST_GLOBAL_JOINT = 25
+
+Rebuild = Callable[[Tensor], Tensor]
 
 
 class TopologyConv(nn.Module):
@@ -60,11 +63,24 @@ class TopologyConv(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor, want_graph: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted."""
+    def forward(
+        self, x: Tensor, want_graph: bool = False, rebuild: Rebuild | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (N, C, T, V) -> (N, C', T, V), and the topologies without A (N, C'', V, V) if wanted.
+
+        With `rebuild` the whole topologies, A included, go through it; its answer, of the same shape, is aggregated
+        with and given back.
+        """
         value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
         graph = None
-        if self.adapts:
+        if rebuild is not None:
+            whole = self.A[:, None]
+            if self.adapts:
+                shared, tanh = self._compare_joints(x)
+                whole = self._add_inter(shared + whole, tanh)
+            graph = rebuild(whole.expand(len(x), -1, value.shape[2], -1, -1).flatten(1, 2))
+            y = (value @ graph.unflatten(1, (self.subsets, -1))).flatten(1, 2)
+        elif self.adapts:
             shared, tanh = self._compare_joints(x)
             topology = self._add_inter(shared + self.A[:, None], tanh)
             if want_graph:
@@ -74,6 +90,18 @@ class TopologyConv(nn.Module):
             y = (value.flatten(2, 3) @ self.A).view_as(value).flatten(1, 2)
         y = self.bn(self.post(channels_together(y))) + self.down(x)
         return F.relu(y, inplace=True), graph
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V); where the block has them inter (N, K, C, V, V), intra (N, K, 1, V, V) and their sum."""
+        found: Topologies = {"base": self.A}
+        if self.adapts:
+            intra, tanh = self._compare_joints(x)
+            found["enhanced"] = self._add_inter(intra + self.A[:, None], tanh)
+            if tanh is not None and self.alpha is not None:
+                found["inter"] = self.alpha[0] * tanh
+            if self.beta is not None:
+                found["intra"] = intra
+        return found
 
     def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""
@@ -96,8 +124,8 @@ class TopologyConv(nn.Module):
 class TopologyBlock(Block):
     """A block whose graph convolution can also give its topologies."""
 
-    def forward_with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, graph = self.gcn(x, want_graph=True)
+    def forward_with_graph(self, x: Tensor, rebuild: Rebuild | None = None) -> tuple[Tensor, Tensor]:
+        y, graph = self.gcn(x, want_graph=True, rebuild=rebuild)
         return self.join(self.tcn(y), x), graph
 
     def forward(self, x: Tensor) -> Tensor:

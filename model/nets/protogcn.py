@@ -1,15 +1,18 @@
 """ProtoGCN (Liu et al., CVPR 2025): a graph network that learns topologies and contrasts them by class.
 
-This is the released code's reading: topologies of the last block are rebuilt from prototypes and enter a
-contrastive loss, while class scores depend on the trunk alone; so that branch is absent from `net(x)`.
+The default is the released code's reading: topologies of the last block are rebuilt from prototypes and enter a
+contrastive loss, while class scores depend on the trunk alone; so that branch is absent from `net(x)`. The paper's
+prose (Eqs. 1, 3-7, 10) reads otherwise; `variant="paper"` is our version of that, for which there is no original code.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributed import SharedDropout
+from model.errors import UserError
 from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
@@ -47,7 +50,16 @@ class PrototypeReconstruction(nn.Module):
 
 
 class ProtoGCN(DGSTGCN):
-    """DG-STGCN's trunk, and the prototype branch that the loss adds; further options are DG-STGCN's."""
+    """DG-STGCN's trunk, and the prototype branch that the loss adds; further options are DG-STGCN's.
+
+    Switches for ablations: `inter` and `intra` (together the paper's MTE), `prototypes` (PRN) and
+    `contrastive_weight`, 0 for none (CSCL). `variant`:
+
+    - released: as the released code. X = inter + intra of the last block, averaged over persons, is rebuilt to Z,
+      which only the contrastive loss sees. Without that loss, or without inter and intra, the branch has no effect.
+    - paper (ours): X = A + inter + intra of each person, and the last block aggregates with the rebuilt Z; the
+      contrastive loss compares Z averaged over persons.
+    """
 
     def __init__(
         self,
@@ -56,6 +68,7 @@ class ProtoGCN(DGSTGCN):
         in_channels: int = 3,
         *,
         base_channels: int = 96,
+        variant: str = "released",
         prototypes: bool = True,
         num_prototypes: int = 400,
         contrastive_weight: float = 0.2,
@@ -63,30 +76,62 @@ class ProtoGCN(DGSTGCN):
         **options: Any,
     ) -> None:
         super().__init__(layout, num_classes, in_channels, base_channels=base_channels, **options)
+        if variant not in ("released", "paper"):
+            raise UserError(f"variant: {variant!r} is neither released nor paper")
         self.contrastive_weight = contrastive_weight
         last: Any = self.gcn[-1].gcn
-        # Without the loss, or without topologies to rebuild, the branch would be dead weight.
-        self.has_branch = contrastive_weight > 0 and last.adapts
-        if self.has_branch:
-            width = last.width
-            self.prn = PrototypeReconstruction(width, num_prototypes, dropout) if prototypes else None
-            self.post = nn.Conv2d(width, width, 1)
-            self.bn = BatchNorm(width)
+        paper = variant == "paper"
+        # As released, without the loss or without topologies to rebuild the branch would be dead weight.
+        self.contrasts = contrastive_weight > 0 and (last.adapts or paper)
+        keeps_memory = prototypes and (self.contrasts or paper)
+        self.prn = PrototypeReconstruction(last.width, num_prototypes, dropout) if keeps_memory else None
+        self.feeds_back = paper and (self.contrasts or self.prn is not None)
+        if self.contrasts:
+            self.post = nn.Conv2d(last.width, last.width, 1)
+            self.bn = BatchNorm(last.width)
             self.contrast = ClassContrast(layout.num_joints**2, num_classes)
+
+    @staticmethod
+    def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of all options those that have an effect: networks for which they agree are the same, to the bit."""
+        found = dict(options)
+        paper = found["variant"] == "paper"
+        contrasts = found["contrastive_weight"] > 0 and (paper or found["inter"] or found["intra"])
+        if not contrasts:
+            found["contrastive_weight"] = 0
+            found["prototypes"] = found["prototypes"] and paper
+        if not found["prototypes"]:
+            del found["num_prototypes"], found["dropout"]
+            found["variant"] = "paper" if paper and contrasts else "released"
+        return found
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features (N, C) of clips (N, M, T, V, C)."""
+        return self._features_and_topologies(x)[0] if self.feeds_back else super().features(x)
 
     def features_and_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features (N, C) and the graph vector (N, V*V) that the contrastive loss compares."""
-        persons = x.shape[1]
+        features, graph = self._features_and_topologies(x)
+        return features, self._graph_vector(graph, x.shape[1])
+
+    def _features_and_topologies(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, C) and the topologies (N*M, C'', V, V) of the last block that the loss looks at."""
         y = self.enter(x)
         for block in self.gcn[:-1]:
             y = block(y)
         last: Any = self.gcn[-1]
-        y, graph = last.forward_with_graph(y)
-        return self.pool(y, persons), self._graph_vector(graph, persons)
+        y, graph = last.forward_with_graph(y, self._rebuilt if self.feeds_back else None)
+        return self.pool(y, x.shape[1]), graph
+
+    def _rebuilt(self, topology: Tensor) -> Tensor:
+        """(N*M, C, V, V) -> the same from prototypes; itself without them."""
+        if self.prn is None:
+            return topology
+        return self.prn(topology.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(topology)
 
     def _graph_vector(self, graph: Tensor, persons: int) -> Tensor:
         pairs = graph.flatten(2).unflatten(0, (-1, persons)).mean(1).transpose(1, 2)  # (N, V*V, C)
-        if self.prn is not None:
+        if self.prn is not None and not self.feeds_back:
             pairs = self.prn(pairs)
         mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)
         # Norm over clips and joint pairs; a (N*V*V, C, 1, 1) view needs no transposed copy.
@@ -95,7 +140,7 @@ class ProtoGCN(DGSTGCN):
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy + contrastive_weight * class-specific contrast; in training the bank moves on."""
-        if not self.has_branch:
+        if not self.contrasts:
             return super().loss(x, labels, label_smoothing=label_smoothing)
         features, graph = self.features_and_graph(x)
         logits = self.fc(self.head_drop(features))
