@@ -38,12 +38,16 @@ def joined() -> Iterator[tuple[str, int]]:
     """Join the processes that torchrun started, if there are any; yields the device and rank of this one."""
     import torch
 
-    from model.distributed import init_from_env
+    from model.distributed import barrier, init_from_env
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     rank, _ = init_from_env(device)
     try:
         yield device, rank
+    except Stopped:
+        # Every rank stops, but rank 0 may still track and upload, and torchrun would end it with the first that ends.
+        barrier()
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

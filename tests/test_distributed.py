@@ -79,6 +79,7 @@ def scenarios(store: Store, out: Path) -> dict[str, Any]:
     found["grouped"] = fitted(TinyNet, odd, out / "grouped", double=True, bn_batch=8)
     found["grouped-protogcn"] = fitted(protogcn, store, out / "grouped-protogcn", double=True, epochs=1, bn_batch=8)
     passes = {"double": True, "bn_batch": 4, "accumulate": 2}
+    found["protogcn-passes"] = fitted(protogcn, store, out / "protogcn-passes", epochs=1, **passes)
     found["grouped-passes"] = fitted(TinyNet, odd, out / "grouped-passes", **passes)
     torch.manual_seed(1)
     found["scores"] = score_clips(TinyNet(), development(store, num_clips=3), 5)
@@ -191,7 +192,9 @@ def test_ranks_hold_the_same_bits(found: Any, name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["uneven", "accumulated", "grouped", "grouped-protogcn", "grouped-passes"])
+@pytest.mark.parametrize(
+    "name", ["uneven", "accumulated", "grouped", "grouped-protogcn", "grouped-passes", "protogcn-passes"]
+)
 def test_uneven_shares_passes_and_groups_equal_one_process(found: Any, name: str, size: int) -> None:
     for rank in found[size]:
         assert_near(found[1][0][name]["state"], rank[name]["state"], TOLERANCE["double"])
