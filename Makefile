@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(LOCK)
 export DVC_NO_ANALYTICS = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint types ui real umurl sample-study golden bench chaos image clean
+.PHONY: run test cluster-test lint types ui real umurl sample-study golden bench chaos image clean
 
 # Members trained side by side; each gets its share of the cores.
 JOBS ?= 2
@@ -70,11 +70,15 @@ bench: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py
 
-# The component image; BASE_IMAGE, PIP_ARGS and secrets are for build machines without the public registries.
-BUILD_ARGS ?=
-image:
-	DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --tag sixstream:cpu \
-	  --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_ARGS) .
+# Images are built and the pipeline runs in containers, against a tracking server and an object store over HTTP. Docker
+# is installed and started where that is possible.
+cluster-test: $(INSTALLED)
+	PIP_ARGS="$(PIP_ARGS)" .ci/cluster
+
+# The component image for this machine; `sixstream images build --help` for others, and for machines without the public
+# registries.
+image: $(INSTALLED)
+	$(BIN)/sixstream images build $(LOCK:cuda=gpu)
 
 clean:
 	rm -rf .venv .work

@@ -45,7 +45,9 @@ def write_data_page(path: Path, numbers: dict[str, Any], store: Store, suspects:
         drawings["strip"] = partial(figures.skeleton_strip, rows, layout)
     drawn = {name: Markup(figures.render(name, draw)[0]) for name, draw in drawings.items()}
     payload = {"classes": store.classes, "clips": clips, "layout": layout}
-    write_text(path, render_page("data.html", ("skeleton.js", "data.js"), payload, numbers=numbers, figures=drawn))
+    write_text(
+        path, render_page("data.html", ("theme.js", "skeleton.js", "data.js"), payload, numbers=numbers, figures=drawn)
+    )
 
 
 def _disjoint(store: Store) -> list[str]:

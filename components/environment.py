@@ -26,6 +26,13 @@ def code_commit(root: Path) -> str:
         return os.environ.get("SIXSTREAM_COMMIT", "unknown")
 
 
+def device_name(device: str) -> str:
+    """What computes, as people call it: the GPU's name, or CPU with its threads."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+
+
 def orchestrator() -> str:
     """Who runs this stage: `kfp train@joint POD`, `dvc train@joint`, or the command line."""
     stage = os.environ.get("DVC_STAGE")

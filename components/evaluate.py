@@ -15,7 +15,7 @@ from components.train import publish_given
 from model.errors import UserError
 from model.metrics import summary
 from model.scoretable import ScoreTable, save_table
-from model.store import open_store
+from model.store import Store, open_store
 
 
 def evaluate(
@@ -59,7 +59,7 @@ def score_trained(params: Params, member: str, data: Path, trained: Path, out: P
     """Score best.pt and last.pt in `trained`; the content of metrics.json."""
     import torch
 
-    from model.checkpoint import build_network, load_checkpoint
+    from model.checkpoint import build_network
     from model.feeding import test_clips
     from model.score import score_clips
 
@@ -74,9 +74,7 @@ def score_trained(params: Params, member: str, data: Path, trained: Path, out: P
     with staged_dir(out) as aside:
         for which in ("best", "last"):
             path = trained / f"{which}.pt"
-            checkpoint = load_checkpoint(path)
-            if list(checkpoint["classes"]) != list(store.classes) or checkpoint["data_hash"] != store.data_hash:
-                raise UserError(f"{path}: trained on other data or classes than {data} holds; train {member!r} again")
+            checkpoint = own_checkpoint(path, store, member)
             weights = file_md5(path)
             if weights not in scored:  # without a selection split the best checkpoint is the last
                 recipe = {**checkpoint["recipe"], "test_clips": own.test_clips}
@@ -98,3 +96,13 @@ def score_trained(params: Params, member: str, data: Path, trained: Path, out: P
                 metrics[which][split] = summary(table)
         write_json(aside / "metrics.json", metrics)
     return dict(read_json(out / "metrics.json"))
+
+
+def own_checkpoint(path: Path, store: Store, member: str) -> dict[str, Any]:
+    """A member's checkpoint. Raises UserError when it is missing, damaged or of other data or classes than `store`."""
+    from model.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    if list(checkpoint["classes"]) != list(store.classes) or checkpoint["data_hash"] != store.data_hash:
+        raise UserError(f"{path}: trained on other data or classes than {store.folder} holds; train {member!r} again")
+    return checkpoint

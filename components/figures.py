@@ -25,6 +25,7 @@ DARK = {
     "accent": "#62adf7", "warn": "#ff8d5c", "good": "#4fc68a",
     "s0": "#62adf7", "s1": "#ff8d5c", "s2": "#4fc68a", "s3": "#b99af8", "s4": "#e3c04a", "s5": "#f781b8",
 }  # fmt: skip
+WIDTH = 4.6  # inches; on a phone the text stays legible
 SERIES = ("s0", "s1", "s2", "s3", "s4", "s5")
 DASHES = ("-", "--", ":", "-.")
 
@@ -63,7 +64,7 @@ def _themed(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt"', svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt;--natural:\2pt"', svg, count=1)
     # Several figures share one page: identifiers must not collide.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
@@ -84,7 +85,7 @@ def _percent(axes: Axes, which: str = "x") -> None:
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Top-1 with its interval and mean class accuracy of every member and ensemble."""
-    figure, axes = _new(5.2, 1.1 + 0.3 * len(rows))
+    figure, axes = _new(WIDTH, 1.1 + 0.3 * len(rows))
     for place, row in enumerate(reversed(rows)):
         colour = LIGHT["accent" if row["kind"] == "ensemble" else "muted"]
         low, high = row["interval"]["top1"]
@@ -105,7 +106,7 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def contribution(part: Mapping[str, Any]) -> Figure:
     """Shapley values, and what is lost without each member, for one ensemble."""
     names = part["labels"]
-    figure, (left, right) = _new(5.2, 0.95 + 0.33 * len(names), ncols=2, sharey=True)
+    figure, (left, right) = _new(WIDTH, 0.95 + 0.33 * len(names), ncols=2, sharey=True)
     places = np.arange(len(names))[::-1]
     left.barh(places, part["shapley"], height=0.6, color=[style(i)["color"] for i in range(len(names))])
     left.set_title("Shapley value (top-1)")
@@ -154,7 +155,7 @@ def per_class(classes: Sequence[str], values: NDArray, low: NDArray, high: NDArr
     """Accuracy of every class, hardest first, with Wilson intervals."""
     order = np.argsort(values, kind="stable")
     order = order[np.isfinite(values[order])]
-    figure, axes = _new(5.2, 0.8 + 0.19 * len(order))
+    figure, axes = _new(WIDTH, 0.8 + 0.19 * len(order))
     places = np.arange(len(order))[::-1]
     axes.barh(places, values[order], height=0.65, color=LIGHT["accent"], alpha=0.85)
     axes.hlines(places, low[order], high[order], color=LIGHT["ink"], linewidth=0.9)
@@ -169,7 +170,7 @@ def per_class(classes: Sequence[str], values: NDArray, low: NDArray, high: NDArr
 
 def class_changes(changes: Sequence[tuple[str, float]], title: str) -> Figure:
     """Classes that gained or lost against a baseline (ProtoGCN, Fig. 5). changes: (class, difference), sorted."""
-    figure, axes = _new(5.2, 0.9 + 0.2 * max(len(changes), 2))
+    figure, axes = _new(WIDTH, 0.9 + 0.2 * max(len(changes), 2))
     places = np.arange(len(changes))[::-1]
     values = [change for _, change in changes]
     axes.barh(places, values, height=0.65, color=[LIGHT["good" if v > 0 else "warn"] for v in values])
@@ -180,6 +181,27 @@ def class_changes(changes: Sequence[tuple[str, float]], title: str) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "0")
     axes.set_xlabel("percentage points")
     axes.set_title(title)
+    return figure
+
+
+def difficulty(found: Mapping[str, Any], called: Mapping[str, str]) -> Figure:
+    """Mean class accuracy in four bands of difficulty (ProtoGCN, Table 5), a line a member or ensemble."""
+    figure, axes = _new(WIDTH, 3.3)
+    bands = found["bands"]
+    for position, name in enumerate(bands[0]["mean"]):
+        values = [band["mean"][name] for band in bands]
+        axes.plot(
+            range(len(bands)), values, marker="o", markersize=4, linewidth=1.5, label=called[name], **style(position)
+        )
+    ranking = [band["ranking"] for band in bands]
+    axes.plot(range(len(bands)), ranking, color=LIGHT["muted"], linewidth=1, label=f"{found['ranked_by']} (ranks)")
+    axes.set_xticks(
+        range(len(bands)),
+        [f"{band['from']}–{band['to']}" if band["to"] > band["from"] else band["to"] for band in bands],
+    )
+    axes.set_xlabel("classes, hardest first")
+    _percent(axes, "y")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -208,7 +230,7 @@ def reliability(bins: Mapping[str, Any], name: str) -> Figure:
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, title: str,
            best: Mapping[str, int]) -> Figure:  # fmt: skip
     """One quantity over the epochs, a line a member; the chosen epoch carries a dot."""
-    figure, axes = _new(5.2, 3.3)
+    figure, axes = _new(WIDTH, 3.3)
     for position, (name, history) in enumerate(histories.items()):
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if not points:
@@ -229,7 +251,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, tit
 
 def lengths(frames: Mapping[str, NDArray]) -> Figure:
     """Histogram of clip lengths per split."""
-    figure, axes = _new(5.2, 3.0)
+    figure, axes = _new(WIDTH, 3.0)
     everything = np.concatenate(list(frames.values()))
     edges = np.histogram_bin_edges(everything, bins=min(40, max(5, len(np.unique(everything)))))
     shown = [style(i)["color"] for i in range(len(frames))]
@@ -244,7 +266,7 @@ def lengths(frames: Mapping[str, NDArray]) -> Figure:
 def class_counts(classes: Sequence[str], counts: Mapping[str, NDArray]) -> Figure:
     """Clips per class, stacked by split."""
     named = len(classes) <= 25
-    figure, axes = _new(5.2, 3.6 if named else 3.0)
+    figure, axes = _new(WIDTH, 3.6 if named else 3.0)
     bottom = np.zeros(len(classes))
     for position, (split, values) in enumerate(counts.items()):
         axes.bar(range(len(classes)), values, 0.75, bottom, color=style(position)["color"], label=split)

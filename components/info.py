@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from components.assignments import assigned
+from components.environment import device_name
 
 REPETITIONS = 5  # timed forward passes, after one that warms up
 
@@ -59,7 +60,6 @@ def info(
     counted = complexity(net, shape, with_loss=training)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds = _forward_seconds(net.to(device), torch.randn(shape, device=device))
-    place = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     figures = {
         "model": model,
         "layout": layout,
@@ -69,7 +69,7 @@ def info(
         "published": counted.published,
         "executed": counted.executed,
         "seconds": seconds,
-        "device": place,
+        "device": device_name(device),
     }
     print(table(figures))
     return figures

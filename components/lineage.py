@@ -75,6 +75,8 @@ def seen_by(tracker: Tracker, md5: str) -> tuple[list[Any], list[Any]]:
 
 def _resolve(client: Any, uri: str) -> tuple[str, Any]:
     """The run behind a URI, and the registered version if it names one."""
+    from mlflow.exceptions import MlflowException
+
     kind, _, rest = uri.partition(":/")
     name, _, number = rest.partition("/")
     model, _, alias = rest.partition("@")
@@ -88,7 +90,9 @@ def _resolve(client: Any, uri: str) -> tuple[str, Any]:
             return str(version.run_id), version
         if kind == "models" and rest.startswith("m-"):
             return str(client.get_logged_model(rest).source_run_id), None
-    except Exception as error:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         raise UserError(f"{uri}: no such model or run ({brief(error)}); `sixstream zoo` lists the models") from None
     raise UserError(f"{uri}: write it as models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID")
 

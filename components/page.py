@@ -17,21 +17,24 @@ from components.files import write_text
 from components.findings import Row, headline
 from components.skeletons import decode_clip, describe_layout, encode_clip, upright_axes
 from components.splits import DEVELOPMENT
+from components.volumes import heatmap_volumes, volume_strips
 from model.store import Store
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("skeleton.js", "matrix.js", "classes.js", "report.js")
+SCRIPTS = ("theme.js", "skeleton.js", "volumes.js", "matrix.js", "classes.js", "report.js")
 PAIRS_WITH_CLIPS = 10
 MISTAKES = 2  # mistaken clips kept for each direction of a confused pair
 GALLERY = 120  # classes of which a clip is shown; the page must stay small
 STRIP_PAIRS = 4
+VOLUME_CLIPS = 4  # clips whose heat maps are shown, of each member that sees them
 
 TRAINING_COLUMNS = [
     ("parameters", "Parameters"),
-    ("macs", "MACs a clip"),
+    ("macs", "MACs a test clip"),
     ("epochs", "Epochs"),
     ("best_epoch", "Best epoch"),
     ("seconds", "Seconds"),
+    ("device_hours", "Device hours"),
     ("samples_per_s", "Samples/s"),
     ("device", "Device"),
 ]
@@ -73,8 +76,10 @@ def draw_figures(
         drawings[f"contribution_{part['name']}"] = partial(figures.contribution, part)
     changes = numbers["changes"]
     if changes["classes"]:
-        heading = f"{called[changes['of']]} against {called[changes['against']]}: changes over 1 point"
+        heading = f"{called[changes['of']]} against {called[changes['against']]}"
         drawings["class_changes"] = partial(figures.class_changes, changes["classes"], heading)
+    if "difficulty" in numbers:
+        drawings["difficulty"] = partial(figures.difficulty, numbers["difficulty"], called)
     best = {called[name]: train.get("best_epoch") for name, train in numbers["training"].items()}
     for key, title in CURVES.items():
         if any(entry.get(key) is not None for history in histories.values() for entry in history):
@@ -83,15 +88,22 @@ def draw_figures(
 
 
 def write_page(
-    path: Path, numbers: dict[str, Any], rows: list[Row], packed: Store, positions: NDArray, drawn: Drawn
-) -> Drawn:
-    """Write the page; returns the figure of the confused pairs' key frames, where there are any."""
+    path: Path, numbers: dict[str, Any], rows: list[Row], packed: Store, positions: NDArray, drawn: Drawn, runs: Path,
+    heatmaps: Sequence[str],
+) -> Drawn:  # fmt: skip
+    """Write the page; returns its figures of clips: the confused pairs' key frames, and heat maps, if there are any."""
     called = {row["name"]: row["label"] for row in numbers["rows"]}
     shown = next(row for row in numbers["rows"] if row["name"] == numbers["headline"])
     clips = _clips(shown["confused"], headline(rows), packed, positions)
+    volumes: list[dict[str, Any]] = []
+    if heatmaps:
+        places = [packed.ids.index(clip["id"]) for clip in clips["clips"][:VOLUME_CLIPS]]
+        volumes = heatmap_volumes(packed, places, {name: called[name] for name in heatmaps}, runs)
     payload = {
         "classes": numbers["classes"],
+        "volumes": volumes,
         "headline": numbers["headline"],
+        "baseline": numbers["changes"]["against"],
         "rows": [{**_counts(row), "label": called[row.name]} for row in rows],
         "pairs": shown["confused"],
         **clips,
@@ -104,6 +116,7 @@ def write_page(
         numbers=numbers,
         shown=shown,
         figures={name: Markup(svg) for name, (svg, _) in drawn.items()},
+        volumes=volumes,
         other_splits=sorted(scored - {numbers["split"]}),
         development=DEVELOPMENT,
         called=called,
@@ -112,7 +125,10 @@ def write_page(
         ],
     )
     write_text(path, html)
-    return _strips(shown["confused"], numbers["classes"], clips, packed.layout.num_joints)
+    figures_of_clips = _strips(shown["confused"], numbers["classes"], clips, packed.layout.num_joints)
+    if volumes:
+        figures_of_clips["heatmaps"] = figures.render("heatmaps", partial(volume_strips, volumes, numbers["classes"]))
+    return figures_of_clips
 
 
 def render_page(template: str, scripts: Sequence[str], payload: Any, **values: Any) -> str:
@@ -124,7 +140,7 @@ def render_page(template: str, scripts: Sequence[str], payload: Any, **values: A
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "span": _span, "amount": _amount, "flat": _flat}
+    environment.filters |= {"percent": _percent, "span": _span, "amount": _amount, "scaled": _scaled, "flat": _flat}
     return environment.get_template(template).render(
         light=figures.LIGHT,
         dark=figures.DARK,
@@ -202,11 +218,21 @@ def _amount(value: Any) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
 
 
+def _scaled(value: Any) -> str:
+    """A count of work with its unit: 3.21 G."""
+    if not isinstance(value, int | float):
+        return "–"
+    unit, name = next((unit, name) for unit, name in ((1e9, " G"), (1e6, " M"), (1, "")) if value >= unit or unit == 1)
+    return f"{value / unit:.3g}{name}"
+
+
 def _flat(values: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, text) of nested plain values; an inner dictionary of plain values is one line."""
     if isinstance(values, dict):
         if name and not any(value and isinstance(value, dict) for value in values.values()):
-            return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value != {}))]
+            return [
+                (name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value not in ({}, None)))
+            ]
         return [pair for key, value in values.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     return [(name, _plain(values))]
 

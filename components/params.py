@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from components.ablation_params import Ablation, Grid
 from components.compute import Compute
+from components.results_params import Register, Report
 from components.strict import Strict
 from components.tune_params import Tune
 from components.umurl_params import Umurl
@@ -203,16 +204,6 @@ class Ensemble(Strict):
     members: dict[str, float] = Field(min_length=1, description="member name to weight")
 
 
-class Register(Strict):
-    """Which ensemble is registered and what it must beat."""
-
-    ensemble: str = Field(description="the ensemble registered as one model")
-    gate: str = Field(
-        "development", description="split on which a champion is beaten: development, or a split outside test"
-    )
-    draws: int = Field(2000, gt=0, description="resamples of the paired bootstrap")
-
-
 class Params(Strict):
     """The whole of params.yaml."""
 
@@ -223,6 +214,7 @@ class Params(Strict):
     )
     members: dict[Name, Member] = Field(min_length=1, description="the networks to train, named once")
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict, description="named fusions of members")
+    report: Report = Field(default_factory=Report, description="what results are compared with")
     register_: Register = Field(alias="register", description="registration")
     sample_data: SampleData = Field(default_factory=SampleData, description="embedded sample data")
     datasets: dict[Name, Dataset] = Field(description="benchmarks by name")
@@ -238,6 +230,9 @@ class Params(Strict):
         for name, ensemble in self.ensembles.items():
             _known(f"ensembles.{name}.members", ensemble.members, self.members)
         _known("register.ensemble", [self.register_.ensemble], self.ensembles)
+        baseline, ranked_by = [self.report.baseline], [self.report.ranked_by]
+        _known("report.baseline", filter(None, baseline), [*self.members, *self.ensembles])
+        _known("report.ranked_by", filter(None, ranked_by), self.members)
         return self
 
     @property

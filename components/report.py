@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from components.files import read_json, staged_dir, write_bytes, write_json, wri
 from components.findings import METRICS, difficulty, find, gather, positions_in
 from components.params import Params
 from components.splits import DEVELOPMENT, parts_of, scored_splits
+from components.tracked import track_report
 from model.errors import UserError
 from model.store import open_store
+from model.streams import HEATMAP_STREAMS
 
 
 def report(
@@ -28,21 +31,32 @@ def report(
         runs: folder with `<member>/train` and `<member>/scores`.
         ensembles: folder of the fused tables.
         out: folder for the report; it is replaced whole.
-        baseline: member or ensemble against which class changes are drawn; the first member otherwise.
-        ranked_by: a member of the run folder, outside the comparison, whose accuracies rank the classes.
+        baseline: member or ensemble against which class changes are drawn (default: the parameters', else the first).
+        ranked_by: a member of the run folder whose accuracies rank the classes; it is left out of the comparison
+            (default: the parameters').
 
     Raises:
         UserError: a file is missing or damaged, or was made from other data than `data`.
     """
     split = params.entry.split
+    ranked_by = ranked_by or params.report.ranked_by
+    members = {name: member for name, member in params.members.items() if name != ranked_by}
+    using = [name for name, fused in params.ensembles.items() if ranked_by in fused.members]
+    if using:
+        raise UserError(
+            f"report: ranked_by {ranked_by!r} must be outside the comparison, but it is a member of the ensemble "
+            f"{using[0]!r}; name another"
+        )
     store = open_store(data)
     parts = parts_of(store, params)
     lineage = {
         "dataset": params.dataset,
-        "data": {"hash": store.data_hash, "source": store.meta["source"], "store version": store.meta["version"]},
+        "data": {"source": store.meta["source"], "store version": store.meta["version"]},
         "split": split.model_dump(),
         "code commit": code_commit(Path(__file__).parent.parent),
         "members": {name: member.model_dump() for name, member in params.members.items()},
+        "tracked in": f"experiment {params.experiment}",
+        "once registered": f"sixstream lineage models:/{params.dataset}-{split.name}-ensemble@champion",
     }
     write_report(
         runs,
@@ -54,11 +68,13 @@ def report(
         split=split.test[0],
         splits={"train": parts.train, **scored_splits(parts)},
         lineage=lineage,
-        members=list(params.members),
+        members=list(members),
         ensembles=list(params.ensembles),
-        baseline=baseline,
+        baseline=baseline or params.report.baseline,
         ranked_by=ranked_by,
+        heatmaps=[name for name, member in members.items() if member.stream in HEATMAP_STREAMS],
     )
+    track_report(params, store, out)
 
 
 def write_report(
@@ -76,6 +92,7 @@ def write_report(
     ensembles: list[str],
     baseline: str = "",
     ranked_by: str = "",
+    heatmaps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Gather a run's scores and write the report into `out`, which is replaced whole.
 
@@ -83,7 +100,7 @@ def write_report(
     store: the packed store that was scored. `protocol` says in a sentence how the epoch was chosen and what was
     tested; `split` is the test split reported, others that were scored are listed beside it; `splits` are the parts
     of the store that the run used, as positions; `lineage` holds nested plain values. `baseline` and `ranked_by` as
-    in `report`.
+    in `report`; of the members `heatmaps` the maps of some clips are drawn as `<member>/train/best.pt` sees them.
     Returns the numbers of `table.json`. Raises UserError as `report` does.
     """
     packed = open_store(store)
@@ -107,7 +124,7 @@ def write_report(
 
     with staged_dir(out) as aside:
         drawn = draw_figures(numbers, rows, histories, {name: packed.frames[chosen] for name, chosen in splits.items()})
-        drawn |= write_page(aside / "report.html", numbers, rows, packed, positions, drawn)
+        drawn |= write_page(aside / "report.html", numbers, rows, packed, positions, drawn, runs, heatmaps)
         for name, (_, png) in drawn.items():
             write_bytes(aside / "figures" / f"{name}.png", png)
         write_json(aside / "table.json", numbers)
@@ -118,12 +135,14 @@ def write_report(
 
 def _cost(trained: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     """Facts of a training; what `train.json` does not say follows from the epochs."""
-    cost: dict[str, Any] = {"epochs": len(history)}
+    cost: dict[str, Any] = {"epochs": len(history), **read_json(trained / "train.json")}
     if history and "seconds" in history[0]:
         cost["seconds"] = round(sum(entry["seconds"] for entry in history), 1)
+    if "seconds" in cost:
+        cost["device_hours"] = round(cost["seconds"] * cost.get("processes", 1) / 3600, 4)
     if history and "samples_per_s" in history[0]:
         cost["samples_per_s"] = round(float(np.median([entry["samples_per_s"] for entry in history])), 1)
-    return cost | read_json(trained / "train.json")
+    return cost
 
 
 def markdown(numbers: dict[str, Any]) -> str:

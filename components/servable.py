@@ -159,4 +159,8 @@ def _sources(package: Any, scratch: Path) -> Path:
 
 def _version(name: str) -> str:
     """The installed version as an index knows it: a build label (+cpu) names a wheel, not a version."""
+    if name == "mlflow":  # containers have its client alone, mlflow-skinny, of the same version
+        from mlflow.version import VERSION
+
+        return str(VERSION)
     return importlib.metadata.version(name).split("+")[0]

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from components.download import CHUNK, download
 from components.files import staged_dir
+from components.journal import locked
 from model.errors import UserError
 
-CHUNK = 1 << 20
+KEPT = "SIXSTREAM_CACHE"  # variable: a folder in which fetched objects are kept by their md5, for any number of tasks
 
 
 def file_md5(path: str | Path) -> str:
@@ -101,15 +103,16 @@ def dvc_object(remote: str, md5: str) -> str:
 def fetch_dvc(remote: str, md5: str, to: str | Path) -> Path:
     """Fetch what dvc.lock records as `md5` from a DVC remote (a folder or s3://), without DVC.
 
+    With the variable SIXSTREAM_CACHE the objects are kept in that folder, and `to` has links to them.
     Raises UserError naming the object that is missing or damaged.
     """
     to = Path(to)
     if to.exists() and dvc_md5(to) == md5:
         return to
     if not md5.endswith(".dir"):
-        return fetch(dvc_object(remote, md5), to, md5)
+        return _fetch_object(remote, md5, to)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=_made(to.parent)) as aside:
-        listing = fetch(dvc_object(remote, md5), Path(aside) / "listing", md5.removesuffix(".dir"))
+        listing = _fetch_object(remote, md5, Path(aside) / "listing")
         entries = json.loads(listing.read_text(encoding="utf-8"))
         with staged_dir(to) as folder:
             for entry in entries:
@@ -117,8 +120,48 @@ def fetch_dvc(remote: str, md5: str, to: str | Path) -> Path:
                 file = (folder / name).resolve()
                 if not file.is_relative_to(folder.resolve()):
                     raise UserError(f"{dvc_object(remote, md5)}: lists {name}, outside its folder")
-                fetch(dvc_object(remote, entry["md5"]), file, entry["md5"])
+                _fetch_object(remote, entry["md5"], file)
     return to
+
+
+def _fetch_object(remote: str, md5: str, to: Path) -> Path:
+    """Fetch one object, a file or the listing of a folder, by way of the cache if there is one."""
+    uri, digest = dvc_object(remote, md5), md5.removesuffix(".dir")
+    folder = os.environ.get(KEPT)
+    if not folder:
+        return fetch(uri, to, digest)
+    kept = Path(dvc_object(folder, md5)).absolute()
+    _made(kept.parent)
+    with locked(kept.parent / "lock"):
+        if not kept.exists() or file_md5(kept) != digest:
+            _fill(uri, digest, kept)
+    to.unlink(missing_ok=True)
+    _made(to.parent)
+    to.symlink_to(kept)
+    return to
+
+
+def _fill(uri: str, md5: str, kept: Path) -> None:
+    """Fetch an object into the cache; what a killed task left of it is gone on with."""
+    part = kept.with_name(f"{kept.name}.part")
+    for _ in range(2):  # what was left may be of no use: once more from the beginning
+        begun = part.exists()
+        if uri.startswith("s3://"):
+            bucket, key = bucket_and_key(uri)
+            try:
+                download(s3_client(), bucket, key, part)
+            except _s3_errors() as error:
+                raise _unreachable(uri, "read", error) from None
+        else:
+            fetch(uri, part)
+        found = file_md5(part)
+        if found == md5:
+            os.replace(part, kept)
+            return
+        part.unlink()
+        if not begun:
+            break
+    raise UserError(f"{uri}: has md5 {found}, not {md5}; fetch the version that was recorded")
 
 
 def local_path(uri: str) -> Path:
@@ -141,7 +184,11 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 def s3_client(config: Any = None) -> Any:
     """A client of S3, with a botocore Config of its own if need be."""
     import boto3
+    from botocore.config import Config
 
+    # Some servers send the checksum of the whole object with a part of it; ours is the md5.
+    ours = Config(response_checksum_validation="when_required")
+    config = ours.merge(config) if config is not None else ours
     # A session of its own: boto3's common one keeps the first credentials it saw.
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
     return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
@@ -175,7 +222,7 @@ def _download(uri: str, to: Path) -> None:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         names = [item["Key"] for page in pages for item in page.get("Contents", [])]
         if key in names:
-            client.download_file(bucket, key, str(to))
+            download(client, bucket, key, to)
             return
         inside = [name for name in names if name.startswith(f"{key}/") and not name.endswith("/")]
         if not inside:
@@ -183,7 +230,7 @@ def _download(uri: str, to: Path) -> None:
         for name in inside:
             file = to / name.removeprefix(f"{key}/")
             file.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(bucket, name, str(file))
+            download(client, bucket, name, file)
     except _s3_errors() as error:
         raise _unreachable(uri, "read", error) from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.bundle import BundleMember, write_bundle
+from components.facts import tell
 from components.params import Params
 from components.tracked_run import TrackedRun
 from components.tracking import DataSeen, Tracker, connect
@@ -50,11 +51,19 @@ def pipeline_run(tracker: Tracker, params: Params, store: Store) -> str:
     """The run that holds the members of these parameters and data, found or made."""
     return tracker.parent_run(
         params.experiment,
-        pipeline_key(params, store.data_hash),
-        f"pipeline/{params.entry.split.name}",
+        *_pipeline(params, store),
         {"dataset": params.dataset, "protocol": params.protocol, "members": ", ".join(params.members)},
         data_of(params, store),
     )
+
+
+def track_report(params: Params, store: Store, report: Path) -> None:
+    """Log the report, its tables and figures with the pipeline run."""
+    connect(Path.cwd()).open_parent(params.experiment, *_pipeline(params, store)).log_file(report, "report")
+
+
+def _pipeline(params: Params, store: Store) -> tuple[str, str]:
+    return pipeline_key(params, store.data_hash), f"pipeline/{params.entry.split.name}"
 
 
 @contextmanager
@@ -74,6 +83,7 @@ def member_run(params: Params, member: str, store: Store) -> Iterator[TrackedRun
     name, data = run_name(params, member), data_of(params, store)
     watched = params.ablation is None  # else the machine's load would be the first figure that runs are compared by
     with tracker.member_run(params.experiment, name, key, parent, tags, watched, data=data) as run:
+        tell(member=member, data_hash=store.data_hash, mlflow_run_id=run.run_id)
         yield run
 
 
@@ -97,7 +107,8 @@ def track_evaluation(params: Params, member: str, store: Store, trained: Path, m
             with tempfile.TemporaryDirectory() as scratch:
                 bundle = member_bundle(Path(scratch) / "bundle", params, member, store, trained / f"{which}.pt")
                 figures = flat_metrics(params, metrics[which])
-                run.log_model(which, bundle, figures, (params.dataset, store.data_hash), metrics[which]["epoch"])
+                data, epoch = (params.dataset, store.data_hash), metrics[which]["epoch"]
+                tell(**{f"mlflow_model_{which}": run.log_model(which, bundle, figures, data, epoch)})
         run.log_final(flat_metrics(params, metrics[metrics["chosen"]]), step=last_step)
 
 

@@ -146,6 +146,11 @@ class TrackedRun:
 def open_run(tracker: "Tracker", header: dict[str, Any]) -> Delivery:
     """The run that a header describes, found or made."""
     if "run_id" in header:
+        first = tracker.find(header["experiment"], header["tag"], header["key"])
+        if first is not None and first.info.run_id != header["run_id"]:  # an earlier task of the same member has one
+            own = Delivery(tracker.client, header["run_id"], fresh=False)
+            own.tags({"sixstream.original_run": first.info.run_id})
+            return Delivery(tracker.client, first.info.run_id, fresh=False)
         delivery = Delivery(tracker.client, header["run_id"], fresh=False)
         delivery.tags({**header["tags"], header["tag"]: header["key"]})
         return delivery

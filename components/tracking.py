@@ -27,6 +27,7 @@ PIPELINE_TAG = "sixstream.pipeline"
 MEMBER_TAG = "sixstream.member"
 ENSEMBLE_TAG = "sixstream.ensemble"
 LINK_TAG = "sixstream.link"
+OWN_RUN = "MLFLOW_RUN_ID"  # variable: the run that Kubeflow's launcher made of this task
 DataSeen = tuple[str, str, str]  # name, md5 and source of what a run saw
 PENDING = "pending:"  # stands for the id of a parent that the server could not make yet
 # Waiting belongs to the journal: MLflow's own seven retries hold a training step for minutes.
@@ -111,7 +112,10 @@ class Tracker:
     client: Any
 
     def experiment_id(self, name: str) -> str:
-        """The experiment `name`, made if it is not there."""
+        """The experiment `name`, made if it is not there; that of the task's own run where Kubeflow has made one."""
+        own = os.environ.get(OWN_RUN)
+        if own:
+            return str(self.client.get_run(own).info.experiment_id)
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
@@ -131,20 +135,28 @@ class Tracker:
     ) -> str:
         """The run that holds one pipeline run's members, found or made by `key`.
 
-        `key` is a hash of parameters and data, `data` are logged as the run's dataset. With MLFLOW_RUN_ID set
-        (Kubeflow sets it) that run is used and none is made. When the server is away the answer is a placeholder
-        that `member_run` understands.
+        `key` is a hash of parameters and data, `data` are logged as the run's dataset. With MLFLOW_RUN_ID set none
+        is made: Kubeflow has made a run of the task and, above it, one of the pipeline. When the server is away the
+        answer is a placeholder that `member_run` understands.
         """
-        own = os.environ.get("MLFLOW_RUN_ID")
+        own = os.environ.get(OWN_RUN)
         if own:
-            return own
+            try:
+                return str(self.client.get_run(own).data.tags.get("mlflow.parentRunId") or own)
+            except Exception as error:
+                logger.warning("tracking: the run of the pipeline is not known (%s)", brief(error))
+                return own
         run = self._tracked(experiment, PIPELINE_TAG, key, name, None, {}, data)
         run.log_params(params)
         return run.run_id or f"{PENDING}{key}"
 
+    def open_parent(self, experiment: str, key: str, name: str) -> TrackedRun:
+        """The run that `parent_run` names, to log what belongs to no member; its status is left as it is."""
+        return self._run(experiment, PIPELINE_TAG, key, name, None, {})
+
     def end_parent(self, experiment: str, parent: str, status: str = "FINISHED") -> None:
         """Mark a pipeline run as over, unless Kubeflow's launcher owns it."""
-        if parent == os.environ.get("MLFLOW_RUN_ID"):
+        if os.environ.get(OWN_RUN):
             return
         try:
             run_id = self.resolve_parent(experiment, parent)
@@ -166,8 +178,10 @@ class Tracker:
         system_metrics: bool = True,
         data: DataSeen | None = None,
     ) -> Iterator[TrackedRun]:
-        """The run of a member with the content `key`, found or made; of the process itself with MLFLOW_RUN_ID set.
+        """The run of a member with the content `key`, found or made.
 
+        With MLFLOW_RUN_ID set it is the run that Kubeflow made of the task; a later task of the same member (its
+        evaluation, a retry) goes on with the first one's.
         It ends as FINISHED, as FAILED on an exception, as KILLED on an interrupt.
         """
         run = self._tracked(experiment, MEMBER_TAG, key, name, parent, tags or {}, data)
@@ -292,15 +306,20 @@ class Tracker:
         tags: dict[str, str],
         data: DataSeen | None = None,
     ) -> TrackedRun:
-        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
-        header |= {"parent": parent, "tags": tags}
-        if tag == MEMBER_TAG and os.environ.get("MLFLOW_RUN_ID"):
-            header["run_id"] = os.environ["MLFLOW_RUN_ID"]
-        run = TrackedRun(self, header)
+        run = self._run(experiment, tag, key, name, parent, tags)
         run.send("status", status="RUNNING")
         if data is not None:
             run.log_dataset(*data)
         return run
+
+    def _run(
+        self, experiment: str, tag: str, key: str, name: str, parent: str | None, tags: dict[str, str]
+    ) -> TrackedRun:
+        header: dict[str, Any] = {"experiment": experiment, "tag": tag, "key": key, "name": name}
+        header |= {"parent": parent, "tags": tags}
+        if tag in (MEMBER_TAG, PIPELINE_TAG) and os.environ.get(OWN_RUN):
+            header["run_id"] = os.environ[OWN_RUN]
+        return TrackedRun(self, header)
 
 
 def sync(workspace: str | Path) -> dict[str, int]:

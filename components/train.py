@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.backup import backed_up
+from components.environment import device_name
 from components.files import staged_dir, write_json, writing
 from components.params import Params
 from components.processes import joined, spread_over
@@ -50,6 +51,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         return
     if spread_over(processes):
         return
+    from model.distributed import world
     from model.train import fit
 
     with contextlib.ExitStack() as stack:
@@ -72,8 +74,9 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         if rank == 0:
             if run is not None:
                 run.log_history(result.history)  # a kill between checkpoint and log loses a line of it
-            facts = {"best_epoch": result.best_epoch, "epochs": len(result.history)}
-            _publish(result.best_path, result.last_path, result.history, facts | _facts(job["net"], given), out)
+            facts: dict[str, Any] = {"best_epoch": result.best_epoch, "epochs": len(result.history)}
+            facts |= {"device": device_name(device), "processes": world()[1]}
+            _publish(result.best_path, result.last_path, result.history, facts | _facts(job, given), out)
 
 
 def publish_given(params: Params, member: str, store: Store, out: Path) -> None:
@@ -84,7 +87,7 @@ def publish_given(params: Params, member: str, store: Store, out: Path) -> None:
     assert given is not None
     with tempfile.TemporaryDirectory(prefix="sixstream-") as scratch:
         path = publish(Path(scratch) / "given.pt", job["card"], plain_state(given.net), given.epoch)
-        _publish(path, path, [], {"best_epoch": given.epoch, "epochs": 0} | _facts(given.net, given), out)
+        _publish(path, path, [], {"best_epoch": given.epoch, "epochs": 0} | _facts(job, given), out)
 
 
 def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple[dict[str, Any], Given | None]:
@@ -185,8 +188,12 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
     return job, given
 
 
-def _facts(net: Any, given: Given | None) -> dict[str, Any]:
-    facts = {"parameters": sum(p.numel() for p in net.parameters())}
+def _facts(job: dict[str, Any], given: Given | None) -> dict[str, Any]:
+    """Size of the network: parameters, and multiply-accumulates of one test clip as published figures count them."""
+    from model.complexity import clip_complexity
+
+    found = clip_complexity(job["net"], job["card"]["recipe"])
+    facts = {"parameters": found.parameters, "macs": found.published}
     return facts if given is None else {**facts, "weights": given.said}
 
 

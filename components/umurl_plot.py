@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from components.embedding import embedded
 from components.files import staged_dir, write_bytes, write_json
 from components.params import Params
 from components.umurl import encoder_run, load_features, main_test, splits_of
@@ -34,7 +35,9 @@ def umurl_plot(params: Params, data: Path, features: Path, out: Path) -> None:
     positions, classes = chosen_clips(params, store)
     labels = store.labels[positions]
     maps = {
-        title: embedded(load_features(features, encoder, store).at(positions), params)
+        title: embedded(
+            load_features(features, encoder, store).at(positions), params.umurl.plot.perplexity, params.umurl.seed
+        )
         for encoder, title in SHOWN.items()
     }
     names = [store.classes[c] for c in classes]
@@ -65,14 +68,3 @@ def chosen_clips(params: Params, store: Store) -> tuple[np.ndarray, np.ndarray]:
     if len(positions) < 4:
         raise UserError(f"umurl-plot: split {main_test(params)!r} has {len(positions)} clips to show; 4 are needed")
     return positions, classes
-
-
-def embedded(features: np.ndarray, params: Params) -> np.ndarray:
-    """t-SNE of features (N, F) in two dimensions, starting from their principal components; (N, 2)."""
-    from sklearn.manifold import TSNE
-
-    # Every clip needs more others than the perplexity asks for.
-    perplexity = min(params.umurl.plot.perplexity, (len(features) - 1) / 3)
-    method = TSNE(2, perplexity=perplexity, init="pca", random_state=params.umurl.seed)
-    found: np.ndarray = method.fit_transform(np.ascontiguousarray(features))
-    return found

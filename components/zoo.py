@@ -124,13 +124,10 @@ def _weights(run: Any) -> str:
 def _size(checkpoint: Path) -> tuple[str, str]:
     """Parameters and multiply-accumulates of one test clip, written like published tables."""
     from model.checkpoint import build_network, load_checkpoint
-    from model.complexity import complexity, usual_input
+    from model.complexity import clip_complexity
 
     content = load_checkpoint(checkpoint)
-    recipe = content["recipe"]
-    net = build_network(content, str(checkpoint)).to("meta")
-    side = (recipe.get("heatmap") or {}).get("test_size", 0)
-    found = complexity(net, usual_input(net, recipe["persons"] or 2, recipe["clip_length"], side))
+    found = clip_complexity(build_network(content, str(checkpoint)), content["recipe"])
     return f"{found.parameters:,}", f"{found.published / 1e9:.3f} G"
 
 

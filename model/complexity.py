@@ -5,6 +5,7 @@ per input of a two-dimensional mean pool, nothing else. Where our form computes 
 over frames taken before a projection instead of after), the published figure counts the released form.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,13 @@ def usual_input(net: nn.Module, persons: int = 2, frames: int | None = None, siz
         return (1, net.in_channels, frames or 48, size, size)
     assert isinstance(net, GraphNetwork)
     return (1, persons, frames or 100, net.num_joints, net.in_channels)
+
+
+def clip_complexity(net: nn.Module, recipe: dict[str, Any]) -> Complexity:
+    """Counts `net` on one test clip of the `recipe` of its checkpoint, by a copy that computes nothing."""
+    side = (recipe.get("heatmap") or {}).get("test_size", 0)
+    shape = usual_input(net, recipe["persons"] or 2, recipe["clip_length"], side)
+    return complexity(copy.deepcopy(net).to("meta"), shape)
 
 
 def complexity(net: nn.Module, shape: tuple[int, ...], *, with_loss: bool = False) -> Complexity:

@@ -12,7 +12,7 @@ from components.params import Params, parse_params
 from model.errors import UserError
 from pipeline.graph import plain
 from pipeline.run import local_server
-from pipeline.workspace import assign, fill_workspace, run_in
+from pipeline.workspace import assign, compared, fill_workspace, run_in
 
 
 def ablate(
@@ -79,6 +79,7 @@ def grid_content(content: dict[str, Any], name: str, grid: Ablation) -> tuple[di
     """
     whole = {**content, "members": _members(grid, list(grid.cells), grid.seeds[:1])}
     whole |= {"ensembles": {"all": {"members": dict.fromkeys(whole["members"], 1)}}, "register": {"ensemble": "all"}}
+    whole = compared(whole)
     params = parse_params(whole, f"ablation {name}")
     options = {cell: resolved_options(params, f"{cell}-s{grid.seeds[0]}", name) for cell in grid.cells}
     trained_as = first_alike(options)

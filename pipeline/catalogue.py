@@ -190,6 +190,7 @@ def params_of(name: str) -> dict[str, Any]:
         **head,
         "members": members,
         "ensembles": ensembles,
+        "report": {"baseline": "", "ranked_by": ""},
         "register": {"ensemble": list(ensembles)[-1]},
         "datasets": {dataset: _expand_entry({"data": data, "recipe": name}, name)},
     }

@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from model.errors import Stopped, UserError
@@ -32,6 +33,7 @@ VERBS = {
     "register": "components.register:register",
     "zoo": "components.zoo:zoo",
     "predict": "components.predict:predict",
+    "explain": "components.explain:explain",
     "info": "components.info:info",
     "checkpoint-import": "components.checkpoints:import_checkpoint",
     "checkpoint-export": "components.checkpoints:export_checkpoint",
@@ -50,6 +52,10 @@ VERBS = {
     "kfp-compile": "pipeline.kubeflow:kfp_compile",
     "kfp-run": "pipeline.kubeflow_local:kfp_run",
     "kfp-lint": "pipeline.kubeflow:kfp_lint",
+    "kfp-submit": "pipeline.kubeflow_submit:kfp_submit",
+    "kfp-status": "pipeline.kubeflow_submit:kfp_status",
+    "kfp-logs": "pipeline.kubeflow_submit:kfp_logs",
+    "kfp-doctor": "pipeline.kubeflow_doctor:kfp_doctor",
     "images-build": "pipeline.images:images_build",
     "images-push": "pipeline.images:images_push",
     "images-digest": "pipeline.images:images_digest",
@@ -77,6 +83,7 @@ SUMMARIES = {
     "register": "register members and the ensemble, move the champion",
     "zoo": "write the table of registered models: accuracy, size, checkpoint, log",
     "predict": "classify raw clips with a registered model",
+    "explain": "draw what a trained member has learned and what its answers rest on",
     "info": "print what a network costs: parameters, multiply-accumulates, time",
     "checkpoint-import": "turn an original checkpoint into ours and register it (also: checkpoint import)",
     "checkpoint-export": "write a checkpoint with the originals' tensor names (also: checkpoint export)",
@@ -95,6 +102,10 @@ SUMMARIES = {
     "kfp-compile": "write the pipeline as a package for Kubeflow (also: kfp compile)",
     "kfp-run": "run that package on this machine by kfp's own runner (also: kfp run)",
     "kfp-lint": "say what would break on a cluster in a package (also: kfp lint)",
+    "kfp-submit": "send the pipeline to a Kubeflow server, follow its run (also: kfp submit)",
+    "kfp-status": "print the state of a run and its tasks (also: kfp status)",
+    "kfp-logs": "print what a run's tasks have printed (also: kfp logs)",
+    "kfp-doctor": "say whether a cluster has what a run needs (also: kfp doctor)",
     "images-build": "build a container image and say how large it is (also: images build)",
     "images-push": "push an image to a registry and print its digest (also: images push)",
     "images-digest": "print an image's name by digest (also: images digest)",
@@ -186,7 +197,9 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if "params" in options:
         from pipeline.catalogue import load_expanded
 
-        options = {**options, "params": load_expanded(options["params"])}
+        path = Path(options["params"])
+        optional = not path.exists() and type(None) in typing.get_args(typing.get_type_hints(function)["params"])
+        options = {**options, "params": None if optional else load_expanded(path)}
     parameters = inspect.signature(function).parameters.values()
     first = [options.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
     return function(*first, **options)

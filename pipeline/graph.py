@@ -1,10 +1,10 @@
 """The stages of dvc.yaml as plain values: what another orchestrator needs to run the same graph.
 
-Understood are `foreach` over a mapping of the parameters and `${…}` with a key of the parameters, `key` or `item`.
+Understood are `foreach` over a mapping or a list and `${…}` with a key of the parameters or of `vars`, `key` or `item`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,12 @@ from components.params import Params, read_params
 from model.errors import UserError
 
 GOALS = ("report", "register")  # not everything: the sample data are made only for the dataset that needs them
+# Pipeline → its goals, and a further file of stages. The cells of a grid are not fused.
+PIPELINES: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "members": (GOALS, None),
+    "umurl": (("linear", "retrieve", "plot"), "pipeline/unsupervised/dvc.yaml"),
+    "ablation": (("evaluate",), None),
+}
 NOT_IN_GRAPH = {"compute", "umurl", "ablations", "tune"}
 PLACE = re.compile(r"\$\{([^}]+)\}")
 
@@ -35,31 +41,46 @@ class Stage:
         return self.command.split()[1]
 
 
-def plain(params: Params) -> dict[str, Any]:
+def plain(params: Params, pipeline: str = "members") -> dict[str, Any]:
     """The parameters as they would stand in params.yaml, for the dataset that is run without what no stage reads."""
-    content = params.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=NOT_IN_GRAPH)
+    others = NOT_IN_GRAPH - {pipeline}
+    content = params.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=others)
     return {**content, "datasets": {params.dataset: content["datasets"][params.dataset]}}
 
 
-def stages(params: Params, graph: Path) -> list[Stage]:
-    """The stages that report and register need, in an order in which they can run.
+def stages(params: Params, graph: Path, pipeline: str = "members") -> list[Stage]:
+    """The stages that the goals of a pipeline need, in an order in which they can run.
 
     The parameters that stages read from the file of the stage `entry` are those of `params`, where recipes are
     written out. Raises UserError when `graph` is missing or uses what this reader does not know.
     """
-    content, entry = plain(params), params.entry.model_dump(mode="json")
+    content, entry = plain(params, pipeline), params.entry.model_dump(mode="json")
+    goals, further = PIPELINES[pipeline]
     found: dict[str, Stage] = {}
-    for name, stage in read_params(graph)["stages"].items():
-        if "foreach" in stage:
-            items = _filled(stage["foreach"], content)
-            if not isinstance(items, Mapping):
-                raise UserError(f"{graph}: stages.{name}.foreach: only a mapping is understood")
-            for key, item in items.items():
-                full = f"{name}@{key}"
-                found[full] = _stage(full, stage["do"], {**content, "key": key, "item": item}, entry)
-        else:
-            found[name] = _stage(name, stage, content, entry)
-    return _ordered(_joined(list(found.values())))
+    for file in [graph] + ([graph.parent / further] if further else []):
+        written = read_params(file)
+        own = {key: value for one in written.get("vars", []) if isinstance(one, Mapping) for key, value in one.items()}
+        values = {**content, **own}
+        for name, stage in written["stages"].items():
+            for full, body, item in _items(name, stage, values, file):
+                found[full] = _stage(full, body, {**values, **item}, entry)
+    return _ordered(_joined(list(found.values())), goals)
+
+
+def _items(name: str, stage: Any, values: Mapping[str, Any], file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(full name, body, what `key` and `item` are) of every stage that one entry of the file stands for."""
+    if "foreach" not in stage:
+        yield name, stage, {}
+        return
+    items = _filled(stage["foreach"], values)
+    if isinstance(items, Mapping):
+        for key, item in items.items():
+            yield f"{name}@{key}", stage["do"], {"key": key, "item": item}
+    elif isinstance(items, list) and all(isinstance(item, str) for item in items):
+        for item in items:
+            yield f"{name}@{item}", stage["do"], {"item": item}
+    else:
+        raise UserError(f"{file}: stages.{name}.foreach: only a mapping or a list of names is understood")
 
 
 def _stage(name: str, stage: Mapping[str, Any], values: Mapping[str, Any], entry: Mapping[str, Any]) -> Stage:
@@ -99,7 +120,7 @@ def _overlap(one: str, other: str) -> bool:
     return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
 
-def _ordered(found: list[Stage]) -> list[Stage]:
+def _ordered(found: list[Stage], goals: tuple[str, ...]) -> list[Stage]:
     """The goals and what they need, every stage behind those it needs."""
     by_name = {stage.name: stage for stage in found}
     order: dict[str, Stage] = {}
@@ -110,8 +131,9 @@ def _ordered(found: list[Stage]) -> list[Stage]:
                 visit(before)
             order[name] = by_name[name]
 
-    for goal in GOALS:
-        visit(goal)
+    for name in by_name:
+        if name.partition("@")[0] in goals:
+            visit(name)
     return list(order.values())
 
 

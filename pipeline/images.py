@@ -23,7 +23,7 @@ LIMITS = {"cpu": 1.5, "gpu": 6.0}  # GB: what a node pulls before it works
 
 
 def images_build(
-    target: Literal["cpu", "gpu", "mlflow"],
+    target: Literal["cpu", "gpu", "mlflow", "s3"],
     /,
     *,
     tag: str = "",
@@ -34,7 +34,7 @@ def images_build(
     """Build an image from docker/Dockerfile and say how large it and its layers are.
 
     Args:
-        target: cpu or gpu (components), mlflow (tracking server).
+        target: cpu or gpu (components), mlflow (tracking server), s3 (object store of one machine).
         tag: name of the image (default: sixstream:TARGET).
         base: image to start from (default: the Dockerfile's).
         wheels: folder that holds every package, where the machine that builds reaches no package index.
@@ -43,11 +43,13 @@ def images_build(
     Raises:
         UserError: no Docker that builds, the build failed, or the image is larger than it may be.
     """
-    if target not in ("cpu", "gpu", "mlflow"):
-        raise UserError(f"images build {target}: choose cpu, gpu or mlflow")
+    if target not in ("cpu", "gpu", "mlflow", "s3"):
+        raise UserError(f"images build {target}: choose cpu, gpu, mlflow or s3")
     tag = tag or f"sixstream:{target}"
     command = [builder(), "build", "--file", str(ROOT / "docker" / "Dockerfile"), "--target", target, "--tag", tag]
-    arguments = {"COMMIT": code_commit(ROOT), "LOCK": "cuda" if target == "gpu" else "cpu"}
+    arguments = {"COMMIT": code_commit(ROOT)}
+    if target == "gpu":
+        arguments |= {"LOCK": "cuda", "PIP_ARGS": ""}
     if base:
         arguments["BASE_IMAGE"] = base
     for name, value in arguments.items():

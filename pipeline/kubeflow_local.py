@@ -12,7 +12,12 @@ from pipeline.kubeflow import compile_to
 from pipeline.task import CHECKPOINTS, OBJECTS
 from pipeline.workspace import ROOT
 
-PASSED_ON = ("AWS_", "MLFLOW_", "OMP_")  # variables of this process that containers get, as secrets on a cluster
+PASSED_ON = (
+    "AWS_",
+    "MLFLOW_",
+    "OMP_",
+    "SIXSTREAM_BACKUP",
+)  # variables of this process that containers get, as secrets on a cluster
 
 
 def kfp_run(
@@ -21,6 +26,7 @@ def kfp_run(
     data: str = "",
     out: Path = Path("kfp-runs"),
     graph: Path = Path("dvc.yaml"),
+    pipeline: str = "members",
     retry: bool = False,
 ) -> int:
     """Compile the pipeline and run that package on this machine by kfp's own runner.
@@ -34,6 +40,7 @@ def kfp_run(
         data: as for kfp compile.
         out: folder for the package and what the tasks make, <run>/<task>/out.
         graph: the stages.
+        pipeline: as for kfp compile.
         retry: repeat failed tasks as compute.tasks says; a mistake in the parameters fails again.
 
     Raises:
@@ -43,7 +50,7 @@ def kfp_run(
     from kfp import local as runners
 
     out = out.resolve()
-    compile_to(params, out / "pipeline.yaml", data, graph, retries=retry)
+    compile_to(params, out / "pipeline.yaml", data, graph, retry, pipeline)
     os.environ[CHECKPOINTS] = str(out / "checkpoints")
     if local == "docker":
         runner = _docker_runner(params, data)

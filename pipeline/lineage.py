@@ -31,11 +31,15 @@ def lineage(model: str = "", /, *, data: str = "", json: bool = False) -> int:
     if bool(model) == bool(data):
         raise UserError("lineage: name a model, such as models:/NAME@champion, or data with --data MD5")
     tracker = connect(Path.cwd())
-    if data:
-        _print_seen(*seen_by(tracker, data), data, json)
-        return 0
-    objects = Objects(Path.cwd())
-    links = chain(tracker, model, Outside(commit, objects.find))
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if data:
+            _print_seen(*seen_by(tracker, data), data, json)
+            return 0
+        links = chain(tracker, model, Outside(commit, Objects(Path.cwd()).find))
+    except MlflowException as error:
+        raise UserError(f"{tracker.uri}: cannot be read ({brief(error)}); start the server and try again") from None
     if json:
         content = {"model": model, "links": [{**asdict(link), "state": link.state} for link in links]}
         print(json_text.dumps(content, indent=1))

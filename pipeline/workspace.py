@@ -74,6 +74,7 @@ def workspace(
 def fill_workspace(folder: Path, content: dict[str, Any]) -> None:
     """Put the graph, the code that it depends on and the parameters into `folder`, a DVC repository of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    content = compared(content)
     for name in CARRIED:
         if (ROOT / name).is_dir():
             shutil.copytree(
@@ -118,7 +119,14 @@ def keep_members(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
         ensembles = {"all": {"members": dict.fromkeys(names, 1)}}
     largest = max(ensembles, key=lambda name: len(ensembles[name]["members"]))
     register = {**content["register"], "ensemble": largest}
-    return {**content, "members": members, "ensembles": ensembles, "register": register}
+    return compared({**content, "members": members, "ensembles": ensembles, "register": register})
+
+
+def compared(content: dict[str, Any]) -> dict[str, Any]:
+    """Parameters whose section `report` names only what they have; DVC wants the section to be there."""
+    kept = {*content["members"], *content.get("ensembles", {})}
+    named = {"baseline": "", "ranked_by": "", **content.get("report", {})}
+    return {**content, "report": {key: name if name in kept else "" for key, name in named.items()}}
 
 
 def member_named(name: str, known: Iterable[str]) -> dict[str, Any]:

@@ -105,6 +105,9 @@ def make_run(folder: Path, takes: int = 3, classes: list[str] | None = None, dif
             "seconds": 31.5 + position,
             "samples_per_s": 160.2,
             "parameters": 129_846,
+            "macs": 83_000_000,
+            "device": "CPU, 1 threads",
+            "processes": 2,
         }
         _write(run.runs / member / "train" / "train.json", cost)
     ensembles = {"two": {m: 1.0 for m in MEMBERS[:2]}, "six": WEIGHTS}

@@ -2,11 +2,14 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from components.storage import dvc_md5, dvc_object, file_md5
 
 JOINTS = ["hip", "neck", "left_hand", "right_hand", "left_foot", "right_foot"]
 PARENTS = [-1, 0, 1, 1, 0, 0]
@@ -66,6 +69,7 @@ def small_params(**changes: Any) -> dict[str, Any]:
             "bone": {"model": "protogcn", "stream": "bone", "seed": 0},
         },
         "ensembles": {"two": {"members": {"joint": 1, "bone": 1}}},
+        "report": {"baseline": "", "ranked_by": ""},
         "register": {"ensemble": "two", "draws": 200},
         "datasets": {
             "small": {
@@ -82,3 +86,17 @@ def write_params(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def write_remote(folder: Path, raw: Path) -> str:
+    """A DVC remote that holds the folder `raw`; the address of its object."""
+    listing = []
+    for file in sorted(raw.iterdir()):
+        listing.append({"md5": file_md5(file), "relpath": file.name})
+        place = Path(dvc_object(str(folder), file_md5(file)))
+        place.parent.mkdir(parents=True)
+        shutil.copyfile(file, place)
+    place = Path(dvc_object(str(folder), dvc_md5(raw)))
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(listing, sort_keys=True))
+    return str(place)

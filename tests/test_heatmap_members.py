@@ -1,17 +1,25 @@
 """Key-point and limb members of posec3d through the components: packed, trained, scored, fused and served."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser, find_chromium
+from matplotlib.image import imread
 from small_run import annotations, small_params, write_params, write_raw
 
+from components.files import read_json
 from components.params import load_params, parse_params
 from components.predict import predict
 from components.tracked import member_bundle
-from model.checkpoint import load_checkpoint
+from components.volumes import heatmap_volumes
+from model.checkpoint import build_network, load_checkpoint
+from model.complexity import complexity
 from model.errors import UserError
+from model.feeding import validation_clips
 from model.scoretable import load_table
 from model.store import open_store
 from pipeline.cli import main
@@ -69,7 +77,51 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             trained = ["--trained", f"runs/{member}/train", "--out", f"runs/{member}/scores"]
             assert main(["evaluate", "--member", member, "--data", "packed", *trained]) == 0
         assert main(["ensemble", "--runs", "runs", "--out", "ensembles"]) == 0
+        folders = ["--data", "packed", "--runs", "runs", "--ensembles", "ensembles"]
+        assert main(["report", *folders, "--out", "report"]) == 0
     return place
+
+
+def test_the_report_shows_what_heat_map_members_see_and_what_they_cost(place: Path) -> None:
+    store = open_store(place / "packed")
+    [found] = heatmap_volumes(store, [4], {"limbs": "limbs"}, place / "runs")
+    recipe = load_checkpoint(place / "runs/limbs/train/best.pt")["recipe"]
+    maps = validation_clips(store, np.array([4]), recipe).batch([0])[0].numpy()
+    [shown] = found["clips"]
+    picture = imread(io.BytesIO(base64.b64decode(shown["data"])))[..., :3]
+    assert shown["id"] == store.ids[4] and found["frames"] == list(range(8))
+    assert picture.shape == (16, 8 * 16, 3)
+    strongest = np.concatenate(list(maps.max(0)), axis=1)  # squares side by side
+    np.testing.assert_allclose(picture.max(-1), strongest, atol=1 / 255)
+    joints = store.layout.joints
+    left = [i for i, limb in enumerate(store.layout.limbs) if any("left" in joints[v] for v in limb)]
+    np.testing.assert_allclose(picture[..., 0], np.concatenate(list(maps[left].max(0)), axis=1), atol=1 / 255)
+    cost = read_json(place / "report/table.json")["training"]["points"]
+    counted = complexity(build_network(load_checkpoint(place / "runs/points/train/best.pt")), (1, 6, 8, 16, 16))
+    assert (cost["macs"], cost["parameters"]) == (counted.published, counted.parameters)
+    assert cost["device_hours"] >= 0 and cost["samples_per_s"] > 0 and "CPU" in cost["device"]
+
+
+def test_heat_maps_play_in_a_browser(place: Path) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found: install the package chromium to test the page")
+    browser = Browser(program)
+    try:
+        browser.open(place / "report/report.html", 1280, 860)
+        browser.wait("sixstream.volumes.state().ready")
+        picture_of = "document.querySelector('#volume-single').toDataURL()"
+        before = browser.run(picture_of)
+        browser.click("#volume-frame", dx=0.9)
+        assert browser.run("sixstream.volumes.state().frame") > 3 and browser.run(picture_of) != before
+        browser.choose("#volume-member", "1")
+        browser.wait("document.querySelector('#volume-text').textContent.includes('limbs of 16')")
+        browser.click("#volume-play")
+        browser.wait("sixstream.volumes.state().frame === 2")
+        browser.click("#theme")
+        assert browser.problems == []
+    finally:
+        browser.close()
 
 
 def test_networks_have_a_channel_per_joint_or_limb(place: Path) -> None:

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from small_run import annotations, small_params, write_params, write_raw
+from small_run import annotations, small_params, write_params, write_raw, write_remote
 
 from components.params import parse_params
-from components.storage import dvc_md5, dvc_object, file_md5
+from components.storage import dvc_md5
+from components.tracking import connect
 from model.errors import UserError
+from model.store import open_store
+from pipeline.ablate import grid_content
 from pipeline.catalogue import entry, load_expanded
+from pipeline.graph import plain
 from pipeline.kubeflow import compile_to, kfp_compile
 from pipeline.kubeflow_lint import load_package
 from pipeline.workspace import ROOT, fill_workspace
@@ -43,21 +47,26 @@ def _tasks(spec: dict[str, Any]) -> dict[str, tuple[Any, set[str], str, dict[str
     }
 
 
-@pytest.mark.parametrize("which", ["default", "small"])
+@pytest.mark.parametrize("which", ["default", "small", "umurl"])
 def test_both_graphs_are_the_same(tmp_path: Path, which: str) -> None:
     """Stages, edges, command lines and parameters, against what DVC itself makes of dvc.yaml."""
     from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) if which == "default" else small_params()
+    content = small_params() if which == "small" else yaml.safe_load((ROOT / "params.yaml").read_text())
     fill_workspace(tmp_path, content)
+    further = "pipeline/unsupervised/dvc.yaml"
     params = load_expanded(tmp_path / "params.yaml")
     entry(params, tmp_path / "runs" / params.dataset / "entry.json")
-    compile_to(params, tmp_path / "pipeline.yaml", "", tmp_path / "dvc.yaml")
+    pipeline = "umurl" if which == "umurl" else "members"
+    compile_to(params, tmp_path / "pipeline.yaml", "", tmp_path / "dvc.yaml", pipeline=pipeline)
     ours = _tasks(load_package(tmp_path / "pipeline.yaml"))
     with Repo(str(tmp_path)) as repo:
         graph = repo.index.graph
         theirs = {stage.name: stage for stage in graph.nodes if stage.path_in_repo == "dvc.yaml"}
+        if which == "umurl":  # the members' stages are of the other pipeline
+            theirs = {name: theirs[name] for name in ("sample-data", "entry", "preprocess")}
+            theirs |= {stage.name: stage for stage in graph.nodes if stage.path_in_repo == further}
         if which == "small":
             del theirs["sample-data"]  # of another dataset
         assert set(ours) == set(theirs)
@@ -105,7 +114,9 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
             "evaluate": {"accelerators": 0},
         },
     }
-    params = parse_params(small_params(compute=compute), "here")
+    more = {"pull_secrets": ["registry"], "queue": "night", "cache": {"claim": "raw-data"}}
+    compute["tasks"]["train"] |= {"timeout": 30, "shm": "8Gi"}
+    params = parse_params(small_params(compute=compute | more), "here")
     data = "s3://bucket/dvc/files/md5/ab/cdef0123456789abcdef0123456789.dir"
     assert kfp_compile(params, tmp_path / "pipeline.yaml", data, ROOT / "dvc.yaml") == 0
     spec, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
@@ -119,7 +130,16 @@ def test_compute_reaches_the_tasks(tmp_path: Path) -> None:
     own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train-joint"]
     assert own["nodeSelector"]["labels"] == {"pool": "spot"}
     assert own["tolerations"][0]["key"] == "gpu" and own["secretAsEnv"][0]["keyToEnv"][0]["secretKey"] == "key"
-    assert own["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    (shm,) = own["emptyDirMounts"]
+    assert shm["mountPath"] == "/dev/shm" and shm["medium"] == "Memory" and shm["sizeLimit"] == "8Gi"
+    assert own["activeDeadlineSeconds"] == "108000"
+    assert own["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert own["imagePullSecret"][0]["secretName"] == "registry"
+    assert own["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "night"}
+    reader = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-preprocess"]
+    assert "pvcMount" not in own and reader["pvcMount"][0]["mountPath"] == "/var/cache/sixstream"
+    kept = executors["exec-preprocess"]["container"]["env"]
+    assert {"name": "SIXSTREAM_CACHE", "value": "/var/cache/sixstream"} in kept
     retry = spec["root"]["dag"]["tasks"]["train-joint"]["retryPolicy"]
     assert retry["backoffMaxDuration"] == "360000s"
     importer = executors["exec-importer"]["importer"]
@@ -132,6 +152,74 @@ def test_an_accelerator_that_nothing_uses_is_refused() -> None:
         parse_params(small_params(compute={"tasks": {"report": {"accelerators": 1}}}), "here")
 
 
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        ({"tasks": {"train": {"timeout": 30, "window": 20}}}, "retries start only within 20 h"),
+        ({"tasks": {"train": {"members_per_task": 2, "accelerators": 2}}}, "shares one accelerator"),
+        ({"tasks": {"evaluate": {"members_per_task": 2}}}, "are for train"),
+        ({"tasks": {"train": {"nodes": 2}}}, "scratch: .*s3://"),
+        ({"cache": {"claim": "a", "size": "1Gi"}}, "one of both"),
+        ({"user": 0}, "user: .*greater than 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(compute: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"compute.*{message}"):
+        parse_params(small_params(compute=compute), "here")
+
+
+def test_weights_in_a_file_of_this_machine_are_refused(tmp_path: Path) -> None:
+    members = small_params()["members"]
+    members["joint"] |= {"train": "finetune", "weights": "weights/joint.pt"}
+    with pytest.raises(UserError, match="members.joint.weights: weights/joint.pt .* models:/NAME/VERSION"):
+        compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+    members["joint"]["weights"] = "models:/joint/1"
+    compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
+
+
+def test_a_grid_is_one_fan_out(tmp_path: Path) -> None:
+    """Every cell that differs, from every seed: trained and tested, nothing fused."""
+    params = load_expanded(ROOT / "params.yaml")
+    name, grid = next(iter(params.ablations.items()))
+    with pytest.raises(UserError, match=f"--pipeline nothing: choose members, umurl, {name}"):
+        compile_to(params, tmp_path / "p.yaml", "", ROOT / "dvc.yaml", pipeline="nothing")
+    compile_to(params, tmp_path / "p.yaml", "", ROOT / "dvc.yaml", pipeline=name)
+    ours = _tasks(load_package(tmp_path / "p.yaml"))
+    content, trained_as = grid_content(plain(params), name, grid)
+    cells = {f"{cell}-s{seed}" for cell in trained_as.values() for seed in grid.seeds}
+    assert {key for key in ours if key.startswith("evaluate@")} == {f"evaluate@{cell}" for cell in cells}
+    assert {key for key in ours if "@" not in key} == {"sample-data", "entry", "preprocess"}
+    variables = load_package(tmp_path / "p.yaml")["deploymentSpec"]["executors"]["exec-preprocess"]["container"]["env"]
+    sent = json.loads(next(one["value"] for one in variables if one["name"] == "SIXSTREAM_PARAMS"))
+    assert sent["ablation"] == content["ablation"]
+
+
+def test_members_share_a_pod(tmp_path: Path) -> None:
+    """As many trainings to a task as asked; every member keeps an evaluation of its own, fed by its own output."""
+    members = {name: {"model": "protogcn", "stream": "joint", "seed": k} for k, name in enumerate("abc")}
+    content = small_params(members=members, ensembles={"two": {"members": {"a": 1, "c": 1}}})
+    content["compute"] = {"tasks": {"train": {"members_per_task": 2}}, "cache": {"size": "9Gi"}}
+    compile_to(parse_params(content, "here"), tmp_path / "p.yaml", "s3://b/c", ROOT / "dvc.yaml")
+    spec = load_package(tmp_path / "p.yaml")
+    tasks = spec["root"]["dag"]["tasks"]
+    assert {key for key in tasks if key.startswith("train")} == {"train-a", "train-c"}
+    assert tasks["train-a"]["taskInfo"]["name"] == "train a, train b"
+    named = {key: value for key, value in tasks.items() if key.startswith("evaluate")}
+    sources = {
+        key: next(
+            (one["taskOutputArtifact"]["producerTask"], one["taskOutputArtifact"]["outputArtifactKey"])
+            for name, one in task["inputs"]["artifacts"].items()
+            if name.startswith("train")
+        )
+        for key, task in named.items()
+    }
+    assert sources == {
+        "evaluate-a": ("train-a", "out_0"),
+        "evaluate-b": ("train-a", "out_1"),
+        "evaluate-c": ("train-c", "out"),
+    }
+
+
 def test_names_that_mislead_are_refused(tmp_path: Path) -> None:
     content = small_params(compute={"tasks": {"trian": {"cpu": "8"}}})
     with pytest.raises(UserError, match="compute.tasks.trian: .* there are .*train"):
@@ -140,20 +228,6 @@ def test_names_that_mislead_are_refused(tmp_path: Path) -> None:
     members["bo_ne"] = members["bo-ne"]
     with pytest.raises(UserError, match="train@bo_ne and train@bo-ne"):
         compile_to(parse_params(small_params(members=members), "here"), tmp_path / "p.yaml", "", ROOT / "dvc.yaml")
-
-
-def _remote(folder: Path, raw: Path) -> str:
-    """A DVC remote that holds the folder `raw`; the address of its object."""
-    listing = []
-    for file in sorted(raw.iterdir()):
-        listing.append({"md5": file_md5(file), "relpath": file.name})
-        place = Path(dvc_object(str(folder), file_md5(file)))
-        place.parent.mkdir(parents=True)
-        shutil.copyfile(file, place)
-    place = Path(dvc_object(str(folder), dvc_md5(raw)))
-    place.parent.mkdir(parents=True)
-    place.write_text(json.dumps(listing, sort_keys=True))
-    return str(place)
 
 
 def _kfp_run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -175,6 +249,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
 
     content = small_params()
     content["datasets"]["small"]["recipe"]["epochs"] = 1
+    content["compute"] = {"tasks": {"train": {"members_per_task": 2}}}  # both in one pod, with the bytes of each alone
     assert list(content["members"]) != sorted(content["members"])  # sums and tables go by their order
     params = parse_params(content, "here")
     by_kfp, directly = tmp_path / "kfp", tmp_path / "directly"
@@ -184,7 +259,7 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     write_params(by_kfp, content)
     raw = Path("data") / "raw" / "small"  # the store names it
     write_raw(directly / raw, annotations())
-    done = _kfp_run(by_kfp, "--data", _remote(tmp_path / "remote", directly / raw))
+    done = _kfp_run(by_kfp, "--data", write_remote(tmp_path / "remote", directly / raw))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     (made,) = (by_kfp / "kfp-runs").glob("sixstream-small-*")
 
@@ -208,9 +283,18 @@ def test_a_run_by_kfp_gives_the_verbs_bytes(tmp_path: Path, database: Path, monk
     assert dvc_md5(made / "ensemble" / "out") == dvc_md5("fused")
     output = json.loads((made / "ensemble" / "executor_output.json").read_text())
     assert output["artifacts"]["out"]["artifacts"][0]["metadata"] == {"stage": "ensemble", "md5": dvc_md5("fused")}
+    (trained,) = made.glob("train-*/executor_output.json")
+    told = [one["artifacts"][0]["metadata"] for _, one in sorted(json.loads(trained.read_text())["artifacts"].items())]
+    assert [one["member"] for one in told] == list(params.members) and told[0]["mlflow_run_id"]
+    assert {one["data_hash"] for one in told} == {open_store(Path("packed")).data_hash}
+    output = json.loads((made / "evaluate-joint" / "executor_output.json").read_text())
+    assert output["artifacts"]["out"]["artifacts"][0]["metadata"]["mlflow_model_best"].startswith("models:/m-")
     assert (made / "report" / "out" / "report.html").is_file()
     assert "champion" in json.loads((made / "register" / "out").read_text())["message"]
+    assert len(list((by_kfp / "kfp-runs" / "checkpoints").iterdir())) == len(params.members)
     assert not (by_kfp / "data").exists() and not (by_kfp / "runs").exists()
+    version = connect(by_kfp).client.get_model_version_by_alias("small-a-ensemble", "champion")
+    assert version.tags["stage"] == "kfp register" and version.tags["store_md5"] == dvc_md5("packed")
 
 
 def test_a_failed_task_fails_the_run_with_its_message(tmp_path: Path) -> None:

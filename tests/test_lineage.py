@@ -171,6 +171,17 @@ def test_what_does_not_exist_is_a_mistake(tracker: Tracker, tmp_path: Path, caps
         assert words in capsys.readouterr().err
 
 
+def test_a_server_that_is_away_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for arguments in (["models:/a/1"], ["--data", "0"]):
+        assert main(["lineage", *arguments]) == 2
+        assert "127.0.0.1:9: cannot be read" in capsys.readouterr().err
+
+
 def test_weights_from_elsewhere_say_so(tracker: Tracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tiny_bundle import tiny_bundle
 

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -195,8 +196,8 @@ def test_encoded_clips_keep_their_shape_to_a_thousandth(run: Run) -> None:
 
 def test_all_files_are_written_and_the_page_is_small_and_self_contained(written: Path) -> None:
     names = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()}
-    figures = {"accuracy", "confusion", "per_class", "reliability", "clip_lengths", "class_counts", "class_changes"}
-    figures |= {"contribution_two", "contribution_six", "confused_pairs", "curve_train_loss", "curve_dev_top1"}
+    figures = "accuracy confusion per_class reliability clip_lengths class_counts class_changes difficulty".split()
+    figures += "contribution_two contribution_six confused_pairs curve_train_loss curve_dev_top1".split()
     assert {"report.html", "table.md", "table.csv", "table.json"} <= names
     assert {f"figures/{name}.png" for name in figures} <= names
     page = (written / "report.html").read_text()
@@ -213,6 +214,9 @@ def test_tables_hold_the_scores_of_the_run(run: Run, written: Path) -> None:
     assert [row["name"] for row in numbers["rows"]] == [*MEMBERS, "two", "six"]
     assert numbers["rows"][0]["test"] == pytest.approx(metrics["best"]["xsub_test"])
     assert numbers["headline"] == "six"
+    cost = numbers["training"][MEMBERS[1]]
+    assert cost["device_hours"] == pytest.approx(2 * 32.5 / 3600, abs=1e-4) and cost["macs"] == 83_000_000
+    assert ">83 M<" in (written / "report.html").read_text()
     assert numbers["independent"] == len(SPLITS["xsub_test"]) * len(CLASSES)  # three views are one performance
     for row in numbers["rows"]:
         low, high = row["interval"]["top1"]
@@ -250,13 +254,23 @@ def test_a_single_member_without_development_split_is_reported(run: Run, tmp_pat
     assert (tmp_path / "one" / "report.html").is_file()
 
 
-def test_the_command_reports_what_the_parameters_name(run: Run, tmp_path: Path) -> None:
+def test_the_command_reports_what_the_parameters_name(
+    run: Run, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.tracking import connect
     from pipeline.cli import main
+
+    shutil.copyfile(database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
 
     parameters = {
         "dataset": "sample",
         "protocol": "development",
-        "members": {name: {"model": "protogcn", "stream": name.split("-")[1], "seed": 0} for name in MEMBERS},
+        "members": {
+            **{name: {"model": "protogcn", "stream": name.split("-")[1], "seed": 0} for name in MEMBERS},
+            "baseline": {"model": "protogcn", "stream": "joint", "seed": 1},
+        },
+        "report": {"baseline": MEMBERS[2], "ranked_by": "baseline"},
         "ensembles": {"two": {"members": dict.fromkeys(MEMBERS[:2], 1)}},
         "register": {"ensemble": "two"},
         "datasets": {
@@ -274,8 +288,16 @@ def test_the_command_reports_what_the_parameters_name(run: Run, tmp_path: Path) 
     numbers = json.loads((tmp_path / "out" / "table.json").read_text())
     assert numbers["protocol"].startswith("development: epoch chosen on")
     assert set(numbers["data"]["splits"]) == {"train", "development", "xsub_test"}
-    assert [row["name"] for row in numbers["rows"]] == [*MEMBERS, "two"]
+    assert [row["name"] for row in numbers["rows"]] == [*MEMBERS, "two"]  # what ranks the classes is not compared
+    assert numbers["difficulty"]["ranked_by"] == "baseline" and numbers["changes"]["against"] == MEMBERS[2]
+    tracker = connect(tmp_path)
+    [parent] = tracker.client.search_runs([tracker.experiment_id("sample/development")])
+    logged = {item.path for item in tracker.client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/table.csv", "report/figures"} <= logged
+    pictures = {Path(item.path).name for item in tracker.client.list_artifacts(parent.info.run_id, "report/figures")}
+    assert pictures == {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert main(["report", *words, "--out", str(tmp_path / "none"), "--baseline", "nobody"]) == 2
+    assert main(["report", *words, "--out", str(tmp_path / "none"), "--ranked-by", MEMBERS[0]]) == 2
     assert not (tmp_path / "none").exists()
 
 

@@ -111,6 +111,23 @@ def test_a_confused_pair_shows_a_mistaken_and_a_recognised_clip(laptop: Browser)
     assert text(laptop, "#caption-left").startswith(first)
 
 
+def test_every_pair_stands_beside_a_recognised_clip(laptop: Browser) -> None:
+    pairs = laptop.run("document.querySelectorAll('#pairs button').length")
+    right = laptop.run("sixstream.data.clips.filter((clip) => clip.label === clip.predicted).map((clip) => clip.label)")
+    for number in range(1, pairs + 1):
+        b = int(laptop.run(f"document.querySelector('#pairs button:nth-child({number})').dataset.b"))
+        laptop.run(f"document.querySelector('#pairs button:nth-child({number})').click()")
+        assert (", recognised" in text(laptop, "#caption-right")) == (b in right)
+
+
+def test_changes_and_difficulty_are_drawn_against_the_baseline(laptop: Browser) -> None:
+    assert laptop.run("document.querySelector('#class-base').selectedOptions[0].text") == "joint"
+    headings = laptop.run("[...document.querySelectorAll('#classes h3')].map((e) => e.textContent)")
+    assert headings == ["Gained and lost against joint", "By difficulty"]
+    assert laptop.run("document.querySelectorAll('#classes figure svg').length") == 2
+    assert laptop.run("document.querySelectorAll('#difficulty tbody tr').length") == 4
+
+
 def test_both_persons_of_an_interaction_are_drawn(laptop: Browser) -> None:
     shake = CLASSES.index("hand shake")
     persons = laptop.run(f"sixstream.data.clips.find((clip) => clip.label === {shake}).persons")

@@ -1,16 +1,20 @@
 """Files fetched and put whole, and DVC's md5 computed as DVC does."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from breaking_proxy import Faults, broken_downloads
 from s3_server import S3, serve_s3
 
-from components.storage import dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
+from components import download
+from components.storage import KEPT, dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
 from model.errors import UserError
 
 
@@ -147,3 +151,62 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         fetch("ftp://server/file", tmp_path / "copy")
     with pytest.raises(UserError, match="no such file"):
         fetch(str(tmp_path / "none"), tmp_path / "copy")
+
+
+@pytest.fixture
+def breaking(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The same server behind a proxy that can break downloads off."""
+    with broken_downloads(os.environ["AWS_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        yield faults
+
+
+def test_a_download_that_breaks_off_goes_on(tmp_path: Path, breaking: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = bytes(range(256)) * 40
+    md5 = put(_file(tmp_path / "same", body), "s3://bucket/data")
+    breaking.after["data"] = 4000
+    fetch("s3://bucket/data", tmp_path / "copy", md5)
+    assert (tmp_path / "copy").read_bytes() == body
+    assert breaking.ranges == ["", "bytes=4000-", "bytes=8000-"]
+    monkeypatch.setattr(download, "WAIT", 0.0)
+    breaking.after["data"] = 0
+    with pytest.raises(UserError, match="cannot be read"):
+        fetch("s3://bucket/data", tmp_path / "never")
+    assert not (tmp_path / "never").exists() and breaking.ranges[3:] == [""] * download.TRIES
+
+
+def test_fetched_objects_are_kept_by_their_md5(
+    tmp_path: Path, breaking: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, remote = fill(tmp_path / "source"), "s3://bucket/dvc"
+    files = sorted((p.relative_to(source).as_posix(), file_md5(p)) for p in source.rglob("*") if p.is_file())
+    listing = json.dumps([{"md5": md5, "relpath": name} for name, md5 in files], sort_keys=True)
+    md5 = dvc_md5(source)
+    put(_file(tmp_path / "listing", listing.encode()), dvc_object(remote, md5))
+    for name, own in files:
+        put(source / name, dvc_object(remote, own))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv(KEPT, str(cache))
+    # A killed task has left the beginning of one object, and of another something else.
+    begun, wrong = (Path(dvc_object(str(cache), own)) for _, own in files[:2])
+    for place, left in ((begun, (source / files[0][0]).read_bytes()[:3]), (wrong, b"?" * 500)):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _file(place.with_name(f"{place.name}.part"), left)
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "first")) == md5
+    assert "bytes=3-" in breaking.ranges and not list(cache.rglob("*.part"))
+    asked = len(breaking.ranges)
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "second")) == md5
+    assert len(breaking.ranges) == asked  # from the cache alone
+    begun.write_bytes(b"damaged")
+    assert dvc_md5(fetch_dvc(remote, md5, tmp_path / "third")) == md5
+    assert len(breaking.ranges) == asked + 1
+    begun.unlink()
+    put(_file(tmp_path / "other", b"other"), dvc_object(remote, files[0][1]))
+    with pytest.raises(UserError, match="has md5"):
+        fetch_dvc(remote, md5, tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists() and not begun.exists()
+
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

@@ -52,3 +52,9 @@ def test_parameters_of_a_named_recipe_are_set_beside_its_name() -> None:
 def test_a_bad_assignment_is_refused_with_its_text(bad: str) -> None:
     with pytest.raises(UserError, match="--set recipe.epochs"):
         assign({"recipe": {"epochs": 50}}, bad)
+
+
+def test_the_report_compares_only_what_a_workspace_keeps() -> None:
+    named = {**CONTENT, "report": {"baseline": "protogcn-bone-s0", "ranked_by": "protogcn-joint-s0"}}
+    assert keep_members(named, ["protogcn-bone-s0"])["report"] == {"baseline": "protogcn-bone-s0", "ranked_by": ""}
+    assert keep_members(CONTENT, ["protogcn-bone-s0"])["report"] == {"baseline": "", "ranked_by": ""}

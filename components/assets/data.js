@@ -3,7 +3,7 @@
 
 (function () {
   const data = JSON.parse(document.getElementById("payload").textContent);
-  const byId = (id) => document.getElementById(id), root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
   const stage = makeStage(data.layout, data.clips, data.classes);
   const sides = ["class-left", "class-right"].map(byId);
   const shown = [...new Set(data.clips.map((clip) => clip.label))];
@@ -13,10 +13,6 @@
     side.selectedIndex = Math.min(number, shown.length - 1);
     side.addEventListener("change", show);
   });
-  byId("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-    stage.redraw();
-  });
+  makeTheme(stage.redraw);
   show();
 })();

@@ -3,7 +3,7 @@
 
 (function () {
   const data = JSON.parse(document.getElementById("payload").textContent);
-  const byId = (id) => document.getElementById(id), root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
   const headline = data.rows.findIndex((row) => row.name === data.headline);
 
   function choices(id, selected, none) {
@@ -14,7 +14,8 @@
 
   choices("matrix-row", headline);
   choices("class-row", headline);
-  choices("class-base", data.rows.length > 1 ? (headline === 0 ? 1 : 0) : "", "nothing");
+  const baseline = data.rows.findIndex((row) => row.name === data.baseline);
+  choices("class-base", baseline !== headline ? baseline : data.rows.length > 1 ? (headline === 0 ? 1 : 0) : "", "nothing");
 
   const stage = makeStage(data.layout, data.clips, data.classes);
 
@@ -75,16 +76,11 @@
     });
   }
 
-  function repaint() { stage.redraw(); matrix.redraw(); }
-  byId("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-    repaint();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  const volumes = data.volumes.length ? makeVolumes(data.volumes, data.classes) : null;
+  makeTheme(() => { stage.redraw(); matrix.redraw(); if (volumes) volumes.redraw(); });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, button, canvas, summary, th");
     if (event.key === " " && !typing) { event.preventDefault(); byId("play").click(); }
   });
-  window.sixstream = { data, stage, matrix };  // for tests and the curious
+  window.sixstream = { data, stage, matrix, volumes };  // for tests and the curious
 })();

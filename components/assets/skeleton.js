@@ -121,10 +121,10 @@ function makeStage(layout, clips, classes) {
     show();
   }
 
-  // Clips of class `label`, those taken for `other` first where asked.
+  // Clips of class `label`, those taken for `other` first where asked, else those recognised.
   function clipsOf(label, other, mistakesFirst) {
     const own = clips.map((clip, index) => [clip, index]).filter(([clip]) => clip.label === label);
-    const rank = ([clip]) => (clip.predicted === other ? 0 : 1) * (mistakesFirst ? 1 : -1);
+    const rank = ([clip]) => Number(clip.predicted !== (mistakesFirst ? other : label));
     return own.sort((a, b) => rank(a) - rank(b)).map(([, index]) => index);
   }
 

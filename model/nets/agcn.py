@@ -15,6 +15,7 @@ from model.nets.blocks import (
     Parts,
     Stage,
     TemporalUnit,
+    Topologies,
     channels_first,
     init_fan_out,
     init_time_convs,
@@ -61,7 +62,7 @@ class AdaptiveGraphConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         source = joints_last(x)  # (N, T, V, C)
         clips, frames, joints, _ = source.shape
-        topology = self.A + self.alpha * self._similarity(x)  # (N, K, V, W)
+        topology = self.topologies(x)["enhanced"]  # (N, K, V, W)
         # All subsets at once: (W*K, V) times (V, C) for every frame, then one convolution of K*C channels.
         receivers = topology.permute(0, 3, 1, 2).reshape(clips, 1, joints * self.subsets, joints)
         gathered = (receivers @ source).view(clips, frames, joints, -1)
@@ -70,6 +71,10 @@ class AdaptiveGraphConv(nn.Module):
         bias = torch.stack([conv.bias for conv in convs]).sum(0)
         y = self.bn(F.conv2d(channels_first(gathered), weight, bias)) + self.down(x)
         return F.relu(y, inplace=True)
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V), enhanced (N, K, V, V)."""
+        return {"base": self.A, "enhanced": self.A + self.alpha * self._similarity(x)}
 
     def _similarity(self, x: Tensor) -> Tensor:
         """(N, K, V, V) of x (N, C, T, V)."""

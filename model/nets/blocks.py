@@ -21,6 +21,10 @@ from model.nets.norm import BatchNorm
 
 Branch = Any  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
+# What a graph convolution's `topologies(x)` answers for its input x (N, C, T, V): "base" (K, V, V) is A_0, which all
+# clips share; where it differs, "enhanced" (N, K[, C], V, V) is what clips are aggregated with, "inter" and "intra" are
+# its parts. Row: sender, column: receiver. model.explain looks through it; a new unit should have the method.
+Topologies = dict[str, Tensor]
 Parts = dict[str, list[tuple[str, int]]]  # own tensor -> (original name, rows), in order along dimension 0
 
 

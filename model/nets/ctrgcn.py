@@ -14,6 +14,7 @@ from model.nets.blocks import (
     Parts,
     Stage,
     TimeConv,
+    Topologies,
     branch_widths,
     channels_first,
     channels_together,
@@ -58,18 +59,21 @@ class RefinedGraphConv(nn.Module):
         clips, _, frames, joints = x.shape
         # Per clip and channel one product over sources of all subsets: (T, K*V) times (K*V, W).
         values = self.value(x).unflatten(1, (self.subsets, -1)).permute(0, 2, 3, 1, 4)  # (N, C, T, K, V)
-        y = values.reshape(clips, self.out_channels, frames, -1) @ self._topology(x)
+        y = values.reshape(clips, self.out_channels, frames, -1) @ self._refined(x).transpose(1, 2).flatten(2, 3)
         y = self.bn(channels_together(y)) + self.down(x)
         return F.relu(y, inplace=True)
 
-    def _topology(self, x: Tensor) -> Tensor:
-        """(N, C, K*V, W)."""
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V), enhanced (N, K, C, V, V)."""
+        return {"base": self.A, "enhanced": self._refined(x)}
+
+    def _refined(self, x: Tensor) -> Tensor:
+        """(N, K, C, V, W)."""
         # The projections are linear, so the mean over frames is taken before them.
         pooled = channels_first(joints_last(x).mean(1, keepdim=True))
         q, k = self.query(pooled).squeeze(2).contiguous(), self.key(pooled).squeeze(2).contiguous()
         refined = self.mix((q[..., :, None] - k[..., None, :]).tanh_()).unflatten(1, (self.subsets, -1))
-        topology = torch.addcmul(self.A[:, None], refined, self.alpha)  # (N, K, C, V, W)
-        return topology.transpose(1, 2).flatten(2, 3)
+        return torch.addcmul(self.A[:, None], refined, self.alpha)
 
     def reference_parts(self) -> Parts:
         """The convolutions of the subsets, which the original keeps apart and numbers."""

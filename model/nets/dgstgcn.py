@@ -19,6 +19,7 @@ from model.nets.blocks import (
     GraphNetwork,
     MultiScaleTemporal,
     Stage,
+    Topologies,
     channels_first,
     channels_together,
     frames_together,
@@ -89,6 +90,18 @@ class TopologyConv(nn.Module):
             y = (value.flatten(2, 3) @ self.A).view_as(value).flatten(1, 2)
         y = self.bn(self.post(channels_together(y))) + self.down(x)
         return F.relu(y, inplace=True), graph
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """base (K, V, V); where the block has them inter (N, K, C, V, V), intra (N, K, 1, V, V) and their sum."""
+        found: Topologies = {"base": self.A}
+        if self.adapts:
+            intra, tanh = self._compare_joints(x)
+            found["enhanced"] = self._add_inter(intra + self.A[:, None], tanh)
+            if tanh is not None and self.alpha is not None:
+                found["inter"] = self.alpha[0] * tanh
+            if self.beta is not None:
+                found["intra"] = intra
+        return found
 
     def _compare_joints(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(intra (N, K, 1, V, V) or zeros, tanh of inter (N, K, C, V, V) or None)."""

@@ -18,6 +18,7 @@ from model.nets.blocks import (
     MultiScaleTemporal,
     Stage,
     TemporalUnit,
+    Topologies,
     channels_first,
     init_time_convs,
     joints_last,
@@ -73,6 +74,12 @@ class SharedGraphConv(nn.Module):
         if self.with_residual:
             y = y + self.down(x)
         return F.relu(y, inplace=True)
+
+    def topologies(self, x: Tensor) -> Topologies:
+        """The learned A, or the fixed A and, as "enhanced", A times the learned weights; the same for all clips."""
+        if self.PA is None:
+            return {"base": self.A}
+        return {"base": self.A, "enhanced": (self.A * self.PA).expand(len(x), -1, -1, -1)}
 
 
 class STGCN(GraphNetwork):

@@ -34,7 +34,7 @@ def engine() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def images(engine: Any) -> dict[str, dict[str, Any]]:
-    """cpu and mlflow, built from this checkout: target → name, id and gigabytes.
+    """cpu, mlflow and s3, built from this checkout: target → name, id and gigabytes.
 
     SIXSTREAM_BASE_IMAGE and SIXSTREAM_WHEELS, if set, are the base image and a folder of packages.
     """
@@ -44,7 +44,7 @@ def images(engine: Any) -> dict[str, dict[str, Any]]:
     if os.environ.get("SIXSTREAM_WHEELS"):
         options += ["--wheels", os.environ["SIXSTREAM_WHEELS"]]
     built = {}
-    for target in ("cpu", "mlflow"):
+    for target in ("cpu", "mlflow", "s3"):
         done = sixstream("images", "build", target, "--tag", f"sixstream-test:{target}", *options)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         built[target] = json.loads(done.stdout.splitlines()[-1])

@@ -46,6 +46,20 @@ def test_the_component_image_is_small_and_says_its_commit(engine, images) -> Non
 def test_the_entry_point_is_the_command_line(engine, images) -> None:
     said = engine.containers.run(images["cpu"]["image"], ["preprocess", "--help"], remove=True).decode()
     assert "--raw RAW" in said
+    login = ["-lc", "command -v sixstream torchrun"]  # as Kubeflow Trainer starts its nodes
+    found = engine.containers.run(images["cpu"]["image"], login, entrypoint="bash", remove=True).decode()
+    assert found.split() == ["/opt/sixstream/bin/sixstream", "/opt/sixstream/bin/torchrun"]
+
+
+def test_every_component_can_be_imported(engine, images) -> None:
+    script = """
+import importlib, pkgutil, components, pipeline.task
+for found in pkgutil.iter_modules(components.__path__):
+    importlib.import_module(f"components.{found.name}")
+print("all")
+"""
+    said = engine.containers.run(images["cpu"]["image"], ["-c", script], entrypoint="python", remove=True)
+    assert said.decode().split() == ["all"]
 
 
 @pytest.fixture
@@ -72,8 +86,8 @@ def small_image(engine: Any, tmp_path: Path) -> Iterator[str]:
     subprocess.run(["tar", "-cf", "image.tar", "file"], cwd=tmp_path, check=True)
     engine.api.import_image_from_file(str(tmp_path / "image.tar"), repository="sixstream-test", tag="small")
     yield "sixstream-test:small"
-    for name in {tag for image in engine.images.list("sixstream-test") for tag in image.tags if tag.endswith("small")}:
-        engine.images.remove(name, force=True)
+    for image in engine.images.list("sixstream-test:small"):
+        engine.images.remove(image.id, force=True)
 
 
 def test_push_prints_the_digest_by_which_the_image_is_found_again(engine, small_image, registry) -> None:

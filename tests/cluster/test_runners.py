@@ -37,8 +37,8 @@ def _content(images: dict[str, dict[str, Any]], epochs: int = 1, **compute: Any)
 
 
 def _kfp(place: Path, content: dict[str, Any], *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`sixstream kfp run` in a folder that has the parameters and the graph, and no data."""
-    place.mkdir(parents=True)
+    """`sixstream kfp run` in a folder that has the parameters."""
+    place.mkdir(parents=True, exist_ok=True)
     write_params(place, content)
     return sixstream("kfp", "run", "--graph", str(ROOT / "dvc.yaml"), *arguments, place=place, **variables)
 
@@ -157,6 +157,7 @@ def test_a_killed_training_is_retried_and_ends_with_the_same_weights(
     done = sixstream("train", "--member", "joint", "--data", packed, "--out", "trained", place=undisturbed)
     assert done.returncode == 0, done.stderr[-3000:]
 
+    write_raw(tmp_path / "run" / "data" / "raw" / "small", annotations(CLIPS))  # of this machine, mounted
     killed: list[str] = []
     over = threading.Event()
 
@@ -173,13 +174,14 @@ def test_a_killed_training_is_retried_and_ends_with_the_same_weights(
     watching = threading.Thread(target=killer)
     watching.start()
     try:
-        options = ("--local", "docker", "--retry", "--data", runs.address)
-        done = _kfp(tmp_path / "run", content, *options, **runs.variables)
+        done = _kfp(tmp_path / "run", content, "--local", "docker", "--retry", **runs.variables)
     finally:
         over.set()
         watching.join()
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert len(killed) == 1 and "attempt 1/3" in done.stdout + done.stderr
+    assert "cannot be reached" not in done.stdout + done.stderr  # models are logged from containers, too
+    assert "champion" in _task(tmp_path / "run", "register").read_text()
     trained = _task(tmp_path / "run", "train-joint")
     for name in ("best.pt", "last.pt"):
         assert dvc_md5(trained / name) == dvc_md5(undisturbed / "trained" / name)
