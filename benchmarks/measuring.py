@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import resident_peak_gib
 from model.complexity import usual_input
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -155,13 +156,8 @@ def peak_gib(action: Callable[..., Callable[[], Any]], *arguments: Any) -> float
 def _resident(action: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...], threads: int) -> float:
     torch.set_num_threads(threads)
     run = action(*arguments)
-    before = _status("VmRSS")
+    status = Path("/proc/self/status").read_text().splitlines()
+    before = float(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 2**20
     run()
     run()
-    # Not ru_maxrss, which a new process inherits from its parent.
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(field)).split()[1]) / 2**20
+    return resident_peak_gib() - before
