@@ -46,8 +46,9 @@ class TrackedRun:
         self.send("params", values=flatten(params))
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        """Log figures of an epoch; an epoch that the run already has is left as it is."""
-        self.send("metrics", points=_points(metrics, step, final=False))
+        """Log figures of an epoch (`epoch` itself is the step); one that the run already has is left as it is."""
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        self.send("metrics", points=_points(values, step, final=False))
 
     def log_final(self, metrics: dict[str, Any], step: int = 0) -> None:
         """Log final figures (a test score): they replace different ones at the same step."""

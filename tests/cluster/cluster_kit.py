@@ -21,7 +21,9 @@ def sixstream(*arguments: str, place: Path = ROOT, **variables: str) -> subproce
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    """This process's variables for a child that finds this checkout and `sixstream`, and computes on one thread."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
 
 
 def free_port() -> int:
