@@ -168,6 +168,8 @@ def logged_aside(run: TrackedRun) -> Iterator[Callable[[int, dict[str, float]], 
 
 def open_run(tracker: "Tracker", header: dict[str, Any]) -> Delivery:
     """The run that a header describes, found or made."""
+    if "tag" not in header:  # of a run that exists, whatever it is: a pipeline's
+        return Delivery(tracker.client, header["run_id"], fresh=False)
     if "run_id" in header:
         first = tracker.find(header["experiment"], header["tag"], header["key"])
         if first is not None and first.info.run_id != header["run_id"]:  # an earlier task of the same member has one
@@ -175,8 +177,7 @@ def open_run(tracker: "Tracker", header: dict[str, Any]) -> Delivery:
             own.tags({"sixstream.original_run": first.info.run_id})
             return Delivery(tracker.client, first.info.run_id, fresh=False)
         delivery = Delivery(tracker.client, header["run_id"], fresh=False)
-        if "tag" in header:
-            delivery.tags({**header["tags"], header["tag"]: header["key"]})
+        delivery.tags({**header["tags"], header["tag"]: header["key"]})
         return delivery
     described = (header[name] for name in ("experiment", "tag", "key", "name", "parent", "tags"))
     return Delivery(tracker.client, *tracker.find_or_make(*described))

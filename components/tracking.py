@@ -170,7 +170,7 @@ class Tracker:
             if not self.told:
                 logger.warning("tracking: the pipeline run is marked as over later (%s)", brief(error))
             # A run that could not be made yet has a journal, whose header says what it is.
-            header = {} if parent.startswith(PENDING) else {"run_id": parent, "tags": {}}
+            header = {} if parent.startswith(PENDING) else {"run_id": parent}
             self.journal(parent.removeprefix(PENDING)).append(header, "status", {"status": status})
 
     @contextmanager
