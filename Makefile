@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(LOCK)
 export DVC_NO_ANALYTICS = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test cluster-test lint types ui real umurl sample-study golden bench chaos image clean
+.PHONY: run test cluster-test lint types ui real umurl sample-study golden bench chaos fuzz image clean
 
 # Members trained side by side; each gets its share of the cores.
 JOBS ?= 2
@@ -65,10 +65,21 @@ golden: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.heatmaps
+	$(BIN)/python -m benchmarks.data
 
 # Trainings killed at random moments end with the bits of an undisturbed one: 5 runs x 10 kills.
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py
+
+# Coverage-guided fuzzing of every reader, SECONDS each; atheris is installed beside, for this alone.
+FUZZED ?= skeleton zip tar pickle annotations torch npz arrays table coco mediapipe openpose
+SECONDS ?= 10
+fuzz: $(INSTALLED)
+	test -d .work/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps \
+	  --target .work/atheris atheris==3.0.0
+	@for reader in $(FUZZED); do echo "$$reader"; \
+	  PYTHONPATH=.:tests:.work/atheris OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz.py $$reader \
+	    -max_total_time=$(SECONDS) -verbosity=0 -print_final_stats=1 || exit 1; done
 
 # Images are built and the pipeline runs in containers, against a tracking server and an object store over HTTP. Docker
 # is installed and started where that is possible.

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine import resident_peak_gib
 from benchmarks.plain.protogcn import PlainProtoGCN
 from benchmarks.plain.stgcnpp import PlainSTGCNPP
 from model import create_model
@@ -114,9 +115,7 @@ def _peak(name: str, form: str, batch: int, frames: int) -> float:
     for _ in range(2):
         net.zero_grad(set_to_none=True)
         loss_of(net, x, labels).backward()
-    # Not ru_maxrss, which a new process inherits from its parent.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return float(line.split()[1]) / 1024**2
+    return resident_peak_gib()
 
 
 def peak_gib(name: str, form: str, batch: int, frames: int) -> float:

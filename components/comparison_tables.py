@@ -116,7 +116,7 @@ def write_page(path: Path, numbers: dict[str, Any]) -> None:
         (),
         {},
         numbers=numbers,
-        about=_about(numbers),
+        about=[line.replace("`", "") for line in _about(numbers)],
         heads=[name for name, _ in own],
         cells={row["title"]: [cell(row) for _, cell in own] for row in numbers["rows"] if "same_as" not in row},
         published=_published(numbers),

@@ -12,6 +12,7 @@ from components.params import Data
 from components.readers import open_source
 from components.storage import dvc_md5
 from model.inspection import exact_copies, look_at, near_copies, short_form
+from model.progress import counted
 from model.store import Store, open_store, write_store
 
 SHOWN = 20  # clips named for a finding
@@ -44,8 +45,9 @@ def check_store(
 def pack_raw(data: Data, raw: Path, folder: Path) -> tuple[Store, list[Any]]:
     """The raw data as a store, unprepared, and what was set aside."""
     source = open_source(data, raw)
+    clips = counted(source.clips, len(set().union(*source.splits.values())), "clips")
     write_store(
-        folder, source.clips, layout=source.layout, classes=source.classes, splits=source.splits,
+        folder, clips, layout=source.layout, classes=source.classes, splits=source.splits,
         channels=source.channels, data_hash=dvc_md5(raw), source=data.reader,
     )  # fmt: skip
     return open_store(folder), [list(item) for item in source.excluded]

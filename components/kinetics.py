@@ -68,6 +68,7 @@ def read_kinetics(
 
     def clips() -> Iterator[Clip]:
         for file, positions in by_file.items():
+            content = None  # the former file's, before the next one is read
             content = load_pickle(file)
             for position in positions:
                 id = index.ids[position]

@@ -124,6 +124,9 @@ class Recipe(Strict):
         default_factory=list, description="how often a pass visits a clip of each class, one number per class"
     )
     batch_size: int = Field(16, gt=0, description="global batch, over all processes")
+    bn_batch: int | None = Field(
+        None, gt=1, description="clips that batch norm averages over, on any number of devices; empty: the whole batch"
+    )
     lr: float = Field(0.025, gt=0, description="initial learning rate for that batch")
     base_batch: int | None = Field(None, gt=0, description="scale lr by batch_size / base_batch; empty: do not")
     schedule: Literal["cosine", "step", "constant"] = Field(
@@ -134,7 +137,7 @@ class Recipe(Strict):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
     nesterov: bool = Field(True, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay on every parameter")
-    accumulate: int = Field(1, gt=0, description="steps whose gradients are summed before an update")
+    accumulate: int = Field(1, gt=0, description="forward passes that share an update")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; empty: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross entropy")
     amp: bool = Field(True, description="bfloat16 autocast on a GPU (no effect on CPU)")

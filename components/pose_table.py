@@ -12,7 +12,7 @@ from components.labels import BESIDE, Loaded, labelled, read_labels
 from components.npy import MAX_ARRAYS, parse_npz
 from components.pose_json import Opened, Size, given_size
 from components.source import Source
-from components.tables import Row, read_rows
+from components.tables import Row, read_rows_or_faults
 from model.errors import UserError
 from model.layouts import LAYOUTS, Layout, load_layout
 from model.tracks import PERSONS, Body, assemble
@@ -20,6 +20,7 @@ from model.tracks import PERSONS, Body, assemble
 NEEDED = ("frame", "joint", "x", "y")
 MAX_ROWS = 1_000_000  # of one clip, about a gigabyte: ten minutes of two persons
 
+FAULT = "fault"  # the only value of a row that could not be read
 Rows = Iterator[tuple[str, Row]]
 
 
@@ -39,6 +40,9 @@ def read_table(
     nearness, which needs each joint once a frame. Empty coordinates are joints that were not seen. With `z` the
     channels are x, y, z; else x, y and, where there is one, the score.
 
+    A clip with a row that is damaged is set aside with the reason; a row that does not even tell its clip counts to
+    the one before it.
+
     Raises UserError naming file and line.
     """
     labels = read_labels(Path(path), classes)
@@ -56,8 +60,13 @@ def open_table(path: Path, layout: Layout | None, persons: int = PERSONS, image_
     first = next(clips, None)
     if first is None:
         raise UserError(f"{entries[0]}: holds no row of poses")
-    where, row = first[1][0]
-    skeleton = layout or _layout_of({row["joint"] for _, row in first[1]}, where)
+    begun = [first]  # clips before the first that is whole, which shows joints and channels
+    while any(FAULT in row for _, row in begun[-1][1]) and (later := next(clips, None)):
+        begun.append(later)
+    where, row = next(((where, row) for where, row in begun[-1][1] if FAULT not in row), ("", {}))
+    if not row:
+        raise UserError(next(row[FAULT] for _, row in begun[-1][1]))
+    skeleton = layout or _layout_of({row["joint"] for _, row in begun[-1][1] if FAULT not in row}, where)
     channels = ["x", "y", "z"] if "z" in row else ["x", "y", "score"] if "score" in row else ["x", "y"]
     joint = {name: v for v, name in enumerate(skeleton.joints)} | {str(v): v for v in range(skeleton.num_joints)}
 
@@ -67,7 +76,7 @@ def open_table(path: Path, layout: Layout | None, persons: int = PERSONS, image_
         )
 
     def poses() -> Iterator[tuple[str, Callable[[], Loaded]]]:
-        for id, rows in chain([first], clips):
+        for id, rows in chain(begun, clips):
             yield id, partial(load, rows)
 
     return skeleton, channels, poses()
@@ -78,8 +87,13 @@ def _rows(entry: Entry) -> Rows:
     if entry.inside.suffix == ".npz":
         yield from _columns(entry)
         return
-    for number, row in read_rows(entry, NEEDED):
+    clip = ""
+    for number, row in read_rows_or_faults(entry, NEEDED):
+        if isinstance(row, UserError):
+            yield f"{entry}, line {number}", {"clip": clip or entry.stem, FAULT: str(row)}
+            continue
         row.setdefault("clip", entry.stem)
+        clip = row["clip"]
         yield f"{entry}, line {number}", row
 
 
@@ -101,9 +115,10 @@ def _text(value: np.generic) -> str:
 
 def _bounded(id: str, rows: Rows) -> Rows:
     for number, item in enumerate(rows):
-        if number == MAX_ROWS:
-            raise UserError(f"{item[0]}: clip {id!r} has more than {MAX_ROWS} rows; cut it into clips")
-        yield item
+        if number < MAX_ROWS:
+            yield item
+        elif number == MAX_ROWS:
+            yield item[0], {FAULT: f"{item[0]}: clip {id!r} has more than {MAX_ROWS} rows; cut it into clips"}
 
 
 def _layout_of(names: set[str], where: str) -> Layout:
@@ -122,6 +137,8 @@ def _joints(
     bodies: dict[tuple[int, str], np.ndarray] = {}
     frames = []
     for where, row in rows:
+        if FAULT in row:
+            raise UserError(row[FAULT])
         frame = _frame(row["frame"], where)
         frames.append(frame)
         values = [row.get(channel, "") for channel in channels]

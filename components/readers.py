@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from components.annotations import read_annotations
-from components.entries import Entry, close_archives, find_entries
+from components.entries import Entry, close_archives, find_entries, is_archive
 from components.kinetics import read_kinetics
 from components.params import Data
 from components.pose_arrays import read_arrays, read_mediapipe
@@ -54,7 +54,7 @@ def read_ntu(
     actions: int = 120,
     workers: int | None = None,
 ) -> Source:
-    """Read a folder of `.skeleton` files, or of the zip archives as published, on all cores (or `workers` processes).
+    """Read a folder of `.skeleton` files, or of archives (zip as published, tar), on all cores or `workers` processes.
 
     `path` may also be one archive; archives are read without unpacking them.
 
@@ -68,8 +68,8 @@ def read_ntu(
     path = Path(path)
     if conversion not in CONVERSIONS:
         raise UserError(f"conversion '{conversion}' is not one of {', '.join(CONVERSIONS)}")
-    if not path.is_dir() and path.suffix.lower() != ".zip":
-        raise UserError(f"{path}: not a folder or zip archive; name what holds the .skeleton files")
+    if not path.is_dir() and not is_archive(path):
+        raise UserError(f"{path}: not a folder or archive (zip, tar); name what holds the .skeleton files")
     files = _files(path)
     parts = {name: ntu.parse_name(name) for name in files}
     of_data_set = [name for name in files if parts[name]["action"] <= actions]

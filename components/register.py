@@ -38,8 +38,13 @@ def register(params: Params, data: Path, runs: Path, ensembles: Path, out: Path)
         out: JSON file that says what was registered.
 
     Raises:
-        UserError: something is missing, the gate is a test split, or the registry cannot be reached.
+        UserError: something is missing, the gate is a test split, the members are cells of a grid, or the registry
+            cannot be reached.
     """
+    if params.ablation is not None:
+        raise UserError(
+            f"register: the members are cells of the grid {params.ablation.name!r}; name the one you want under members"
+        )
     store = open_store(data)
     parts = parts_of(store, params)
     tracker = connect(Path.cwd())

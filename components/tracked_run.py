@@ -1,10 +1,13 @@
 """One tracked run. What the server cannot take waits in a journal, so that training never stops for it."""
 
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from components.delivery import OPERATIONS, Delivery, Point, flatten, refused
@@ -28,8 +31,6 @@ class TrackedRun:
     tracker: "Tracker"
     header: dict[str, Any]
     _delivery: Delivery | None = None
-    _retry_at: float = 0.0
-    _warned: bool = False
 
     @property
     def run_id(self) -> str | None:
@@ -45,8 +46,9 @@ class TrackedRun:
         self.send("params", values=flatten(params))
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        """Log figures of an epoch; an epoch that the run already has is left as it is."""
-        self.send("metrics", points=_points(metrics, step, final=False))
+        """Log figures of an epoch (`epoch` itself is the step); one that the run already has is left as it is."""
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        self.send("metrics", points=_points(values, step, final=False))
 
     def log_final(self, metrics: dict[str, Any], step: int = 0) -> None:
         """Log final figures (a test score): they replace different ones at the same step."""
@@ -104,13 +106,13 @@ class TrackedRun:
 
     def close(self, status: str) -> None:
         """End the run, after one more try to deliver what waits."""
-        self._retry_at = 0.0
+        self.tracker.away_until = 0.0
         self.send("status", status=status)
 
     def send(self, operation: str, **payload: Any) -> Any:
         """Deliver one operation, after those that wait; or let it wait as well."""
         journal = self.tracker.journal(self.header["key"])
-        if time.monotonic() >= self._retry_at:
+        if time.monotonic() >= self.tracker.away_until:
             try:
                 if journal.pending:
                     deliver(self.tracker, journal)
@@ -120,7 +122,7 @@ class TrackedRun:
                 if refused(error):
                     logger.warning("tracking: refused, not logged: %s (%s)", operation, brief(error))
                     return None
-                self._retry_at = time.monotonic() + RETRY_SECONDS
+                self.tracker.away_until = time.monotonic() + RETRY_SECONDS
                 self._warn(error)
         for name in PATHS & payload.keys():
             if Path(payload[name]).exists():
@@ -134,12 +136,34 @@ class TrackedRun:
         return self._delivery
 
     def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
+        if not self.tracker.told:
+            self.tracker.told = True
             logger.warning(
-                "tracking: %s cannot be reached (%s); work goes on, and what is logged waits in %s",
-                self.tracker.uri, brief(error), self.tracker.journal(self.header["key"]).path,
+                "tracking: %s cannot be reached (%s); work goes on, and what is logged waits in %s. It is "
+                "delivered once the server is back, at the latest by `sixstream tracking sync`",
+                self.tracker.uri, brief(error), self.tracker.journal(self.header["key"]).path.parent,
             )  # fmt: skip
+
+
+@contextmanager
+def logged_aside(run: TrackedRun) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Yields a function that logs the figures of an epoch in a thread, so that a training waits for no server.
+
+    At the end it is waited for; figures that a killed process had not logged are in the training's own history.
+    """
+    waiting: SimpleQueue[tuple[int, dict[str, float]] | None] = SimpleQueue()
+
+    def work() -> None:
+        while (item := waiting.get()) is not None:
+            run.log_metrics(item[1], item[0])
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield lambda epoch, figures: waiting.put((epoch, figures))
+    finally:
+        waiting.put(None)
+        thread.join()
 
 
 def open_run(tracker: "Tracker", header: dict[str, Any]) -> Delivery:
@@ -151,7 +175,8 @@ def open_run(tracker: "Tracker", header: dict[str, Any]) -> Delivery:
             own.tags({"sixstream.original_run": first.info.run_id})
             return Delivery(tracker.client, first.info.run_id, fresh=False)
         delivery = Delivery(tracker.client, header["run_id"], fresh=False)
-        delivery.tags({**header["tags"], header["tag"]: header["key"]})
+        if "tag" in header:
+            delivery.tags({**header["tags"], header["tag"]: header["key"]})
         return delivery
     described = (header[name] for name in ("experiment", "tag", "key", "name", "parent", "tags"))
     return Delivery(tracker.client, *tracker.find_or_make(*described))

@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -45,8 +45,9 @@ NOISY = (
     "alembic",
     "mlflow.store.db.utils",
     "mlflow.store.model_registry.abstract_store",
-    "mlflow.system_metrics.system_metrics_monitor",
 )
+# A server that is away is told once, by us, and not at each of their tries.
+SILENT = ("mlflow.system_metrics.system_metrics_monitor", "urllib3.connectionpool")
 
 
 def tracking_uri(workspace: Path) -> str:
@@ -66,8 +67,9 @@ def connect(workspace: str | Path) -> "Tracker":
         os.environ.setdefault(name, value)
     import mlflow
 
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for names, level in ((NOISY, logging.WARNING), (SILENT, logging.CRITICAL)):
+        for name in names:
+            logging.getLogger(name).setLevel(level)
     uri = tracking_uri(workspace)
     given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -110,6 +112,8 @@ class Tracker:
     workspace: Path
     uri: str
     client: Any
+    away_until: float = 0.0  # time.monotonic() before which a server that was away is not asked again
+    told: bool = False  # whether its being away was told
 
     def experiment_id(self, name: str) -> str:
         """The experiment `name`, made if it is not there; that of the task's own run where Kubeflow has made one."""
@@ -163,9 +167,11 @@ class Tracker:
             if run_id is not None:
                 self.client.set_terminated(run_id, status)
         except Exception as error:
-            logger.warning("tracking: the pipeline run is not marked as over (%s)", brief(error))
-            if parent.startswith(PENDING):
-                self.journal(parent.removeprefix(PENDING)).append({}, "status", {"status": status})
+            if not self.told:
+                logger.warning("tracking: the pipeline run is marked as over later (%s)", brief(error))
+            # A run that could not be made yet has a journal, whose header says what it is.
+            header = {} if parent.startswith(PENDING) else {"run_id": parent, "tags": {}}
+            self.journal(parent.removeprefix(PENDING)).append(header, "status", {"status": status})
 
     @contextmanager
     def member_run(
@@ -322,10 +328,14 @@ class Tracker:
         return TrackedRun(self, header)
 
 
-def sync(workspace: str | Path) -> dict[str, int]:
+def sync(workspace: Path = Path()) -> dict[str, int]:
     """Deliver everything that waits in the workspace, and say how much: key of the run -> lines delivered.
 
-    Raises UserError when the server still cannot be reached; what was not delivered stays.
+    Args:
+        workspace: folder in which the work was done.
+
+    Raises:
+        UserError: the server still cannot be reached; what was not delivered stays.
     """
     tracker = connect(workspace)
     delivered = {}

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from components.backup import backed_up
 from components.environment import device_name
 from components.files import staged_dir, write_json, writing
 from components.params import Params
 from components.processes import joined, spread_over
 from components.splits import parts_of
 from components.tracked import log_member_facts, member_key, member_run
+from components.tracked_run import logged_aside
 from components.versions import content_key
 from components.weights import Given, network_from
 from model.errors import UserError
@@ -51,6 +51,7 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         return
     if spread_over(processes):
         return
+    from components.backup import backed_up
     from model.distributed import world
     from model.train import fit
 
@@ -64,11 +65,12 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         run = stack.enter_context(member_run(params, member, store)) if rank == 0 else None
         if run is not None:
             log_member_facts(run, params, member, store)
+        log = stack.enter_context(logged_aside(run)) if run is not None else None
         stack.enter_context(backed_up(WORK / key, rank))
         result = fit(
             **job,
             folder=WORK / key,
-            log=(lambda epoch, figures: run.log_metrics(figures, epoch)) if run is not None else None,
+            log=log,
             fingerprint={"code, parameters and data": key},
         )
         if rank == 0:
@@ -158,6 +160,7 @@ def prepare_job(params: Params, member: str, store: Store, device: str) -> tuple
     settings = TrainSettings(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
+        bn_batch=recipe.bn_batch,
         lr=recipe.lr,
         base_batch=recipe.base_batch,
         schedule=recipe.schedule,

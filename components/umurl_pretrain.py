@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components.backup import backed_up
 from components.files import staged_dir, write_json
 from components.params import Params
 from components.processes import joined, spread_over
 from components.splits import parts_of
 from components.tracked import CODE
+from components.tracked_run import logged_aside
 from components.train import WORK
 from components.umurl import encoder_run, head_of, pretraining_key
 from model.store import Store, open_store
@@ -35,6 +35,7 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
     head_of(encoder)
     if spread_over(processes):
         return
+    from components.backup import backed_up
     from model.checkpoint import plain_state, publish
     from model.train import fit
 
@@ -55,6 +56,7 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
                     write_json(aside / "history.json", [])
                     write_json(aside / "train.json", {**facts, "epochs": 0})
             return
+        log = stack.enter_context(logged_aside(run)) if run is not None else None
         stack.enter_context(backed_up(WORK / key, rank))
         result = fit(
             net.to(device),
@@ -65,7 +67,7 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
             card=card,
             fingerprint={"code, parameters and data": key},
             device=device,
-            log=(lambda epoch, figures: run.log_metrics(figures, epoch)) if run is not None else None,
+            log=log,
         )
         if run is not None:
             run.log_history(result.history)

@@ -4,10 +4,14 @@ Every function takes x (N, M, T, V, C) float32 and gives back a new tensor. One 
 persons and frames move together, so a motion stream may stack this frame and the next along T and augment both at
 once (`gaussian_noise` alone draws per frame). The numbers come from `generator`; `draws` replaces them. A recipe
 lists the steps in order, as `[{"name": "rotate", "theta": 0.2}, {"name": "spatial_flip"}]`.
+
+With `persons`, x is (P, 1, T, V, C): the persons of N clips that are really there. Draws are still made by clip, so the
+numbers are those of clips with every slot.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +19,17 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.layouts import Layout
-from model.streams import score_channel
+from model.streams import of_joints, score_channel
 
 Generator = torch.Generator | None
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Persons of a batch who are there: entry p belongs to clip `owner[p]` (P,) int64 of `clips`."""
+
+    owner: Tensor
+    clips: int
 
 
 def rotate(
@@ -26,6 +38,7 @@ def rotate(
     channels: Sequence[str],
     generator: Generator = None,
     draws: Tensor | None = None,
+    persons: "Persons | None" = None,
     theta: float = 0.3,
     upper: float | None = None,
 ) -> Tensor:
@@ -37,7 +50,8 @@ def rotate(
     """
     planar = "z" not in channels
     if draws is None:
-        draws = _uniform(x, (len(x), 1 if planar else 3), generator, -theta, theta if upper is None else upper)
+        shape = (_count(x, persons), 1 if planar else 3)
+        draws = _uniform(x, shape, generator, -theta, theta if upper is None else upper)
     cos, sin = draws.double().cos(), draws.double().sin()
     if planar:
         size = 2
@@ -51,9 +65,11 @@ def rotate(
         about_y = torch.stack([cy, zero, -sy, zero, one, zero, sy, zero, cy], dim=1).view(-1, 3, 3)
         about_z = torch.stack([cz, sz, zero, -sz, cz, zero, zero, zero, one], dim=1).view(-1, 3, 3)
         matrix = about_z @ about_y @ about_x
-    turned = x[..., :size].flatten(1, 3) @ matrix.transpose(1, 2).to(x.dtype)
-    turned = turned.view(*x.shape[:-1], size)
-    return torch.cat([turned, x[..., size:]], dim=-1)
+    matrix = _of(persons, matrix.to(x.dtype))
+    # Coordinate by coordinate a CPU multiplies several times as quickly as joint by joint; the bits are the same.
+    points = x[..., :size].flatten(1, 3).transpose(1, 2).contiguous()
+    turned = (matrix @ points).transpose(1, 2).contiguous().view(*x.shape[:-1], size)
+    return turned if size == x.shape[-1] else torch.cat([turned, x[..., size:]], dim=-1)
 
 
 def scale(
@@ -62,15 +78,18 @@ def scale(
     channels: Sequence[str],
     generator: Generator = None,
     draws: Tensor | None = None,
+    persons: Persons | None = None,
     scale: float | Sequence[float] = 0.2,
 ) -> Tensor:
     """Stretch each coordinate by 1 + u * scale. draws: (N, coordinates) u, uniform in [-1, 1]."""
     size = _coordinates(channels)
     if draws is None:
-        draws = _uniform(x, (len(x), size), generator, -1, 1)
-    factor = torch.ones(len(x), x.shape[-1], dtype=torch.float64, device=x.device)
+        draws = _uniform(x, (_count(x, persons), size), generator, -1, 1)
+    factor = torch.ones(len(draws), x.shape[-1], dtype=torch.float64, device=x.device)
     factor[:, :size] += draws.to(factor) * torch.as_tensor(scale).to(factor)
-    return x * factor[:, None, None, None].to(x.dtype)
+    # A row of all joints at once: three numbers at a time keep a CPU busy with counting.
+    row = _of(persons, factor.to(x.dtype)).repeat(1, x.shape[-2])
+    return (x.flatten(-2) * row[:, None, None]).view(x.shape)
 
 
 def gaussian_noise(
@@ -113,14 +132,19 @@ def gaussian_noise(
 
 
 def spatial_flip(
-    x: Tensor, *, layout: Layout, generator: Generator = None, draws: Tensor | None = None, p: float = 0.5
+    x: Tensor,
+    *,
+    layout: Layout,
+    generator: Generator = None,
+    draws: Tensor | None = None,
+    persons: Persons | None = None,
+    p: float = 0.5,
 ) -> Tensor:
     """Exchange left and right joints with probability p; coordinates are not mirrored (ProtoGCN).
 
     draws: (N,) uniform in [0, 1); below p is flipped.
     """
-    chosen = _chosen(x, generator, draws, p)
-    return torch.where(chosen, x[..., list(layout.mirror), :], x)
+    return _exchanged(x, _chosen(x, generator, draws, p, persons), layout)
 
 
 def mirror_flip(
@@ -130,6 +154,7 @@ def mirror_flip(
     width: Tensor | None,
     generator: Generator = None,
     draws: Tensor | None = None,
+    persons: Persons | None = None,
     labels: Tensor | None = None,
     p: float = 0.5,
     label_map: dict[int, int] | None = None,
@@ -141,15 +166,16 @@ def mirror_flip(
     """
     if width is None:
         raise UserError("augmentation 'mirror_flip' needs the image size of every clip; the store holds none")
-    chosen = _chosen(x, generator, draws, p)
+    chosen = _uniform(x, (_count(x, persons),), generator, 0, 1) < p if draws is None else draws < p
     if label_map and labels is not None:
         shown = {int(own): other for own, other in label_map.items()}  # keys of JSON are text
         others = torch.tensor([shown.get(label, label) for label in labels.tolist()], device=labels.device)
-        labels.copy_(torch.where(chosen.flatten().to(labels.device), others, labels))
+        labels.copy_(torch.where(chosen.to(labels.device), others, labels))
+    chosen = _of(persons, chosen.to(x.device)).view(-1, 1, 1, 1, 1)
     across = x[..., :1]
-    span = width.to(x).view(-1, 1, 1, 1, 1)
-    mirrored = torch.cat([torch.where(across != 0, span - across, across), x[..., 1:]], dim=-1)
-    return torch.where(chosen, mirrored[..., list(layout.mirror), :], x)
+    span = _of(persons, width.to(x)).view(-1, 1, 1, 1, 1)
+    mirrored = torch.cat([torch.where(chosen & (across != 0), span - across, across), x[..., 1:]], dim=-1)
+    return _exchanged(mirrored, chosen, layout)
 
 
 def part_drop(
@@ -158,6 +184,7 @@ def part_drop(
     layout: Layout,
     generator: Generator = None,
     draws: tuple[Tensor, Tensor] | None = None,
+    persons: Persons | None = None,
     p: float = 0.2,
 ) -> Tensor:
     """Zero one limb of all persons in all frames with probability p (ProtoGCN).
@@ -171,10 +198,10 @@ def part_drop(
     for i, joints in enumerate(layout.parts.values()):
         limbs[i, list(joints)] = True
     share, limb = (None, None) if draws is None else draws
-    chosen = _chosen(x, generator, share, p)
+    chosen = _chosen(x, generator, share, p, persons)
     if limb is None:
-        limb = torch.randint(len(limbs), (len(x),), generator=generator, device=where)
-    dropped = chosen & limbs[limb.to(x.device)][:, None, None, :, None]
+        limb = torch.randint(len(limbs), (_count(x, persons),), generator=generator, device=where)
+    dropped = chosen & _of(persons, limbs[limb.to(x.device)])[:, None, None, :, None]
     return x.masked_fill(dropped, 0)
 
 
@@ -186,7 +213,7 @@ AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "mirror_flip": mirror_flip,
     "part_drop": part_drop,
 }
-_SURROUNDINGS = ("layout", "channels", "width", "labels", "generator", "draws")
+_SURROUNDINGS = ("layout", "channels", "width", "labels", "generator", "draws", "persons")
 
 
 def check_augmentations(steps: Sequence[dict[str, Any]], layout: Layout) -> None:
@@ -213,15 +240,27 @@ def augment(
     generator: Generator = None,
     width: Tensor | None = None,
     labels: Tensor | None = None,
+    persons: Persons | None = None,
 ) -> Tensor:
-    """Apply a recipe's steps in order. x: (N, M, T, V, C); width: (N,) pixels and labels: (N,), for `mirror_flip`."""
-    given = {"layout": layout, "channels": channels, "generator": generator, "width": width, "labels": labels}
+    """Apply a recipe's steps in order. x: (N, M, T, V, C); width: (N,) pixels and labels: (N,), for `mirror_flip`.
+
+    `persons` may be given where `by_person` allows it.
+    """
+    given = {
+        "layout": layout, "channels": channels, "generator": generator, "width": width, "labels": labels,
+        "persons": persons,
+    }  # fmt: skip
     for step in steps:
         function = AUGMENTATIONS[step["name"]]
         wanted = inspect.signature(function).parameters
         around = {key: value for key, value in given.items() if key in wanted}
         x = function(x, **around, **{key: value for key, value in step.items() if key != "name"})
     return x
+
+
+def by_person(steps: Sequence[dict[str, Any]]) -> bool:
+    """Whether each step treats a person alike whoever else is there, so that absent ones can be left out."""
+    return all("persons" in inspect.signature(AUGMENTATIONS[step["name"]]).parameters for step in steps)
 
 
 def _coordinates(channels: Sequence[str]) -> int:
@@ -233,6 +272,23 @@ def _uniform(x: Tensor, shape: Sequence[int], generator: Generator, low: float, 
     return low + (high - low) * torch.rand(tuple(shape), generator=generator, device=where).to(x.device)
 
 
-def _chosen(x: Tensor, generator: Generator, draws: Tensor | None, p: float) -> Tensor:
-    share = _uniform(x, (len(x),), generator, 0, 1) if draws is None else draws
-    return (share < p).view(-1, 1, 1, 1, 1).to(x.device)
+def _count(x: Tensor, persons: Persons | None) -> int:
+    return len(x) if persons is None else persons.clips
+
+
+def _of(persons: Persons | None, values: Tensor) -> Tensor:
+    """What is known by clip, by the entries of x."""
+    return values if persons is None else values[persons.owner]
+
+
+def _chosen(x: Tensor, generator: Generator, draws: Tensor | None, p: float, persons: Persons | None) -> Tensor:
+    share = _uniform(x, (_count(x, persons),), generator, 0, 1) if draws is None else draws
+    return _of(persons, (share < p).to(x.device)).view(-1, 1, 1, 1, 1)
+
+
+def _exchanged(x: Tensor, chosen: Tensor, layout: Layout) -> Tensor:
+    """Left and right joints exchanged where `chosen` (N, 1, 1, 1, 1)."""
+    some = chosen.flatten().nonzero()[:, 0]
+    rows = x.flatten(-2).clone()
+    rows.index_copy_(0, some, of_joints(rows.index_select(0, some).view(-1, *x.shape[1:]), layout.mirror).flatten(-2))
+    return rows.view(x.shape)

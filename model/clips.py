@@ -7,7 +7,7 @@ too and augmented by the same draws.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.augment import augment, check_augmentations
+from model.augment import Persons, augment, by_person, check_augmentations
 from model.errors import UserError
 from model.geometry2d import normalise_pixels
 from model.layouts import Layout, load_layout
 from model.prepare import coco_to_coco_new
 from model.sampling import VARIANTS, batch_frames, batch_test_frames
 from model.store import Store
-from model.streams import apply_stream, is_motion, score_channel, stream_of
+from model.streams import apply_stream, is_motion, motion_of, score_channel, spatial_part
 
 DIFFERENCES = ("before", "after")
 # Joints derived from a clip's own after augmentation: name -> (joints needed, layout reached, function).
@@ -126,16 +126,17 @@ class Clips:
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu()
         sampled = self._sample(rows, generator)
         home = rows.to(self.joints.device)
-        if self.motion and self.difference == "before":
-            ends = self.frames[home, None] - 1
-            both = torch.cat([sampled, torch.minimum(sampled + 1, ends)], dim=1)
-            now, following = self._joints(rows, home, both, generator, labels).chunk(2, dim=2)
-            last = (sampled == ends)[:, None].to(self.device)
-            x = stream_of(now, following, self.layout, self.stream, self.channels, last)
-        else:
-            x = self._joints(rows, home, sampled, generator, labels)
-            x = apply_stream(x, self.layout, self.stream, self.channels)
-        x = x.float().unflatten(2, (self.num_clips, self.clip_length))
+        there = torch.arange(self.persons, device=home.device) < self.present[home, None]
+        # Absent persons stay zero and are not worked on.
+        x = torch.zeros(there.numel(), sampled.shape[1], self.num_joints, self.num_channels, device=self.device)
+        state = generator.get_state() if generator is not None else None
+        for persons, wrapped in self._groups(home, there, generator):
+            if state is not None and generator is not None:
+                generator.set_state(state)  # every group sees the draws of the whole batch
+            made = self._stream(rows, home, sampled, persons, wrapped, generator, labels)
+            x.index_copy_(0, (persons[:, 0] * self.persons + persons[:, 1]).to(self.device), made[:, 0])
+            labels = None  # changed once
+        x = x.unflatten(0, there.shape).unflatten(2, (self.num_clips, self.clip_length))
         return x.transpose(1, 2).flatten(0, 1).contiguous()
 
     def _sample(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -145,36 +146,75 @@ class Clips:
         frames = batch_test_frames(self.lengths[rows.numpy()], self.clip_length, self.num_clips, self.sampler)
         return torch.from_numpy(frames).flatten(1).to(self.joints.device)
 
-    def _joints(
-        self, rows: Tensor, home: Tensor, frames: Tensor, generator: torch.Generator | None, labels: Tensor | None
+    def _groups(self, home: Tensor, there: Tensor, generator: torch.Generator | None) -> Iterator[tuple[Tensor, bool]]:
+        """Persons (P, 2), clip and slot, of those who are `there` (B, M), and whether their clips wrap round: a motion
+        of consecutive frames needs one frame more, of others twice as many.
+        """
+        persons = there.nonzero()
+        repeatable = generator is not None and by_person(self.augment)
+        if not (self.training and self.motion and self.difference == "before" and repeatable):
+            yield persons, False
+            return
+        wraps = (self.frames[home] < self.clip_length)[persons[:, 0]]
+        for part, wrapped in ((persons[wraps], True), (persons[~wraps], False)):
+            if len(part):
+                yield part, wrapped
+
+    def _stream(
+        self,
+        rows: Tensor,
+        home: Tensor,
+        sampled: Tensor,
+        persons: Tensor,
+        wrapped: bool,
+        generator: torch.Generator | None,
+        labels: Tensor | None,
     ) -> Tensor:
-        """The augmented joints (B, M, F, V, C) of `frames` (B, F)."""
-        person = torch.arange(self.persons, device=home.device)
-        present = person < self.present[home, None]
-        # Absent persons read the first one's rows, which always exist, and are then blanked.
-        start = self.offset[home, None] + person * present * self.frames[home, None]
-        index = start[..., None] + frames[:, None]
+        """The stream (P, 1, F, V, C) float32 of the frames `sampled` (B, F) of the `persons` (P, 2)."""
+        if not (self.motion and self.difference == "before"):
+            x = self._joints(rows, home, sampled, persons, generator, labels)
+            return apply_stream(x, self.layout, self.stream, self.channels).float()
+        ends = self.frames[home, None] - 1
+        following = torch.minimum(sampled + 1, ends)
+        frames = torch.cat([sampled, following[:, -1:] if wrapped else following], dim=1)
+        x = self._joints(rows, home, frames, persons, generator, labels)
+        x = spatial_part(x, self.layout, self.stream, self.channels)
+        count = sampled.shape[1]
+        now, then = x[:, :, :count], x[:, :, 1:] if wrapped else x[:, :, count:]
+        last = (sampled == ends)[persons[:, 0], None].to(self.device)
+        return motion_of(now, then, self.layout, self.channels, last).float()
+
+    def _joints(
+        self,
+        rows: Tensor,
+        home: Tensor,
+        frames: Tensor,
+        persons: Tensor,
+        generator: torch.Generator | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """The augmented joints (P, 1, F, V, C) of `frames` (B, F) of the `persons` (P, 2)."""
+        clip, slot = persons.unbind(1)
+        start = self.offset[home[clip]] + slot * self.frames[home[clip]]
+        index = start[:, None] + frames[clip]
         x = self.joints.index_select(0, index.flatten())
-        x = x.view(*index.shape, self.store_layout.num_joints, self.num_channels)
-        x, width = x.to(self.device), None
+        x = x.view(len(clip), 1, -1, self.store_layout.num_joints, self.num_channels)
+        clip, slot, x, width = clip.to(self.device), slot.to(self.device), x.to(self.device), None
         if self.sizes is not None:
             sizes = self.sizes[rows.to(self.device)]
             width = sizes[:, 1]
             if self.normalise_2d is not None:
-                x = normalise_pixels(x, sizes, NORMALISE_THRESHOLDS[self.normalise_2d])
+                x = normalise_pixels(x, sizes[clip], NORMALISE_THRESHOLDS[self.normalise_2d])
                 width = torch.zeros_like(width)  # mirroring then changes the sign
-        if not present.all():
-            x = x.masked_fill(~present.to(self.device)[..., None, None, None], 0)
         if self.augment:
-            x = augment(
-                x.float(),
-                self.augment,
-                layout=self.store_layout,
-                channels=self.channels,
-                generator=generator,
-                width=width,
-                labels=labels,
-            )
+            around: dict[str, Any] = {"layout": self.store_layout, "channels": self.channels}
+            around |= {"generator": generator, "width": width, "labels": labels}
+            if by_person(self.augment):
+                x = augment(x.float(), self.augment, persons=Persons(clip, len(rows)), **around)
+            else:
+                everyone = torch.zeros(len(rows), self.persons, *x.shape[2:], device=self.device)
+                everyone[clip, slot] = x[:, 0].float()
+                x = augment(everyone, self.augment, **around)[clip, slot][:, None]
         return self.finish(x) if self.finish else x
 
 

@@ -41,7 +41,13 @@ def init_from_env(device: str | torch.device = "cpu", timeout_minutes: float = 3
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store over its restarts, in which ranks would find addresses of processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return world()
 
 
@@ -145,8 +151,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     torch's own refuses CPU tensors. x (N_r, C, ...) -> the same shape; tensors and names are BatchNorm's.
     Statistics are merged from each rank's mean and centred sum of squares (Chan et al. 1979), which loses no
-    digits.
+    digits. With `process_group` only its ranks share statistics.
     """
+
+    process_group: Any = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -161,7 +169,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         wide = x if x.dtype == torch.float64 else x.float()
         weight = wide.new_ones(self.num_features) if self.weight is None else self.weight
         bias = wide.new_zeros(self.num_features) if self.bias is None else self.bias
-        y, mean, variance, count = _Normalise.apply(wide, weight, bias, self.eps)
+        y, mean, variance, count = _Normalise.apply(wide, weight, bias, self.eps, self.process_group)
         if self.training and self.track_running_stats:
             self._track(mean, variance, count)
         return y.to(x.dtype)
@@ -180,15 +188,15 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [axis for axis in range(x.dim()) if axis != 1]
         local_mean = x.mean(axes)
         local_squares = (x - _along_channels(local_mean, x)).square().sum(axes)
         rows = torch.full_like(local_mean, x.numel() // x.shape[1])
         mine = torch.stack([local_mean, local_squares, rows])
-        ranks = [torch.empty_like(mine) for _ in range(world()[1])]
-        dist.all_gather(ranks, mine)
+        ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(ranks, mine, group=group)
         means, squares, counts = torch.stack(ranks, dim=1)  # each (ranks, C)
         count = counts.sum(0)
         mean = (means * counts).sum(0) / count
@@ -196,12 +204,13 @@ class _Normalise(torch.autograd.Function):
         scale = (variance + eps).rsqrt()
         normalised = (x - _along_channels(mean, x)) * _along_channels(scale, x)
         ctx.save_for_backward(normalised, weight, scale, count)
+        ctx.group = group  # type: ignore[attr-defined]
         y = normalised * _along_channels(weight, x) + _along_channels(bias, x)
         ctx.mark_non_differentiable(mean, variance, count)
         return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         grad = gradients[0]
         normalised, weight, scale, count = ctx.saved_tensors  # type: ignore[attr-defined]
         axes = [axis for axis in range(grad.dim()) if axis != 1]
@@ -210,10 +219,10 @@ class _Normalise(torch.autograd.Function):
         # The mean and variance depend on every rank's rows, so their gradient is summed over ranks; the
         # parameters' own gradients stay local, because DistributedDataParallel averages those.
         both = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(both)
+        dist.all_reduce(both, group=ctx.group)  # type: ignore[attr-defined]
         through_mean, through_scale = (_along_channels(value / count, grad) for value in both)
         grad_x = (grad - through_mean - normalised * through_scale) * _along_channels(weight * scale, grad)
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _along_channels(values: Tensor, like: Tensor) -> Tensor:
@@ -223,25 +232,29 @@ def _along_channels(values: Tensor, like: Tensor) -> Tensor:
 def convert_sync_batchnorm(net: nn.Module) -> nn.Module:
     """Replace every batch norm inside `net` (in place) by a synchronised one with the same tensors.
 
-    Names in the state dict do not change. On a GPU torch's own SyncBatchNorm (fused kernels) is taken.
+    Names in the state dict do not change.
     """
     for name, child in net.named_children():
         if isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
             continue
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(net, name, _synchronised(child))
+            setattr(net, name, synchronised(child))
         else:
             convert_sync_batchnorm(child)
     return net
 
 
-def _synchronised(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
-    tensors = [*norm.parameters(recurse=False), *norm.buffers(recurse=False)]
-    if any(tensor.is_cuda for tensor in tensors):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    fresh = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+def synchronised(norm: nn.modules.batchnorm._BatchNorm, process_group: Any = None) -> nn.modules.batchnorm._BatchNorm:
+    """The batch norm that shares statistics over the ranks of `process_group` (all), with the tensors of `norm`.
+
+    On a GPU it is torch's own SyncBatchNorm (fused kernels).
+    """
+    kind: type[SyncBatchNorm] | type[nn.SyncBatchNorm] = SyncBatchNorm
+    if any(tensor.is_cuda for tensor in (*norm.parameters(recurse=False), *norm.buffers(recurse=False))):
+        kind = nn.SyncBatchNorm
+    fresh = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    fresh.process_group = process_group
     # The very same parameter objects, so an optimiser made earlier still holds them.
     fresh._parameters = norm._parameters
     fresh._buffers = norm._buffers
-    fresh.train(norm.training)
-    return fresh
+    return fresh.train(norm.training)

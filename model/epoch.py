@@ -20,8 +20,10 @@ from model.atomic import write_bytes
 from model.distributed import barrier, mean_over_ranks, share, world
 from model.errors import Stopped, UserError
 from model.feeding import Feed
+from model.ghost import Groups, average_statistics
+from model.losses import commit_banks
 from model.progress import Progress
-from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate, smallest_batch
+from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate
 
 FLAWED_BATCH = "flawed-batch.json"
 
@@ -41,6 +43,7 @@ def train_epoch(
     module: nn.Module,
     train: Feed,
     settings: TrainSettings,
+    groups: Groups | None,
     optimiser: torch.optim.Optimizer,
     epoch: int,
     device: torch.device,
@@ -79,10 +82,13 @@ def train_epoch(
         # The same on every rank: dropout draws for the rows of all ranks (distributed.SharedDropout).
         torch.manual_seed(derived_seed(settings.seed, epoch, step, 1))
         optimiser.zero_grad(set_to_none=True)
-        names, figures = _backward(module, x, labels, settings, device)
+        names, figures = _backward(module, x, labels, settings, groups, device)
         if settings.clip_grad is not None:
             nn.utils.clip_grad_norm_(module.parameters(), settings.clip_grad)
         optimiser.step()
+        commit_banks(module)
+        if groups is not None:
+            average_statistics(module)
 
         running.step, running.samples = step + 1, running.samples + len(rows)
         unread.append(figures)
@@ -118,19 +124,20 @@ def train_epoch(
 
 
 def _backward(
-    module: nn.Module, x: Tensor, labels: Tensor, settings: TrainSettings, device: torch.device
+    module: nn.Module, x: Tensor, labels: Tensor, settings: TrainSettings, groups: Groups | None, device: torch.device
 ) -> tuple[list[str], Tensor]:
     """Gradients of the mean loss of the global batch; returns names and this rank's part of the figures."""
     rank, size = world()
-    passes = min(settings.accumulate, len(x) // smallest_batch(size))
+    passes = settings.passes(len(x), size)
     names: list[str] = []
     figures: list[Tensor] = []
     for part in range(passes):
-        rows = range(len(x))[share(len(x), part, passes)]
-        rows = rows[share(len(rows), rank, size)]
+        mine = share(len(x), part * size + rank, passes * size)
+        clips = mine.stop - mine.start
+        if groups is not None:
+            groups.begin(part, len(x))
         # Ranks are averaged afterwards; the weight makes that the mean over clips when shares differ.
-        weight = len(rows) * size / len(x)
-        mine = slice(rows.start, rows.stop)
+        weight = clips * size / len(x)
         more = part + 1 < passes
         with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
@@ -165,9 +172,9 @@ def parallel(module: nn.Module, settings: TrainSettings, device: torch.device) -
         device_ids=[device] if device.type == "cuda" else None,
         # Statistics and bank are equal on all ranks already, or deliberately each rank's own.
         forward_sync_buffers=False,
-        # The graph never changes, so unused parameters need no search; but no_sync does not go with that.
+        # The graph never changes, which saves a search for unused parameters. With no_sync that cannot be promised;
+        # then every parameter must be used, as those of all networks here are (tests/test_nets.py).
         static_graph=settings.accumulate == 1,
-        find_unused_parameters=settings.accumulate > 1,
     )
 
 

@@ -143,21 +143,32 @@ def near_copies(shorts: np.ndarray, near: float = NEAR) -> list[tuple[int, int]]
     """Pairs (i < j) of rows of (N, D) that are nearer than `near` of their spread; at most MOST_PAIRS.
 
     Candidates are found in a random projection, which keeps distances well within the factor of 2 that is allowed
-    for (Johnson and Lindenstrauss 1984), then measured.
+    for (Johnson and Lindenstrauss 1984), then measured. Rows are sorted along the direction in which they differ most
+    and compared with those that are near along it.
     """
     count, dims = shorts.shape
     limit = near * np.sqrt(dims)
     plane = np.random.default_rng(0).normal(0, PROJECTED**-0.5, (dims, PROJECTED)).astype(np.float32)
     flat = shorts @ plane if dims > PROJECTED else shorts
+    # Along the direction in which the rows differ most; a distance along one direction is never the larger one.
+    axes = (
+        np.linalg.eigh(np.cov(flat.T.astype(np.float64)))[1].astype(np.float32) if count > 1 else np.eye(flat.shape[1])
+    )
+    along = flat @ axes[:, -1]
+    order = np.argsort(along, kind="stable")
+    flat, along = flat[order], along[order]
+    ends = np.searchsorted(along, along + 2 * limit, side="right")
     squares = (flat**2).sum(axis=1)
     pairs: list[tuple[int, int]] = []
     for start in range(0, count, CHUNK):
-        own = slice(start, start + CHUNK)
-        apart = squares[own, None] + squares[start:] - 2 * flat[own] @ flat[start:].T
+        own, others = slice(start, start + CHUNK), slice(start, int(ends[min(start + CHUNK, count) - 1]))
+        apart = squares[own, None] + squares[others] - 2 * flat[own] @ flat[others].T
         for i, j in zip(*np.nonzero(apart < 4 * limit**2), strict=True):
-            a, b = start + int(i), start + int(j)
-            if a < b and np.linalg.norm(shorts[a] - shorts[b]) < limit:
+            if i >= j:
+                continue
+            a, b = sorted((int(order[start + i]), int(order[start + j])))
+            if np.linalg.norm(shorts[a] - shorts[b]) < limit:
                 pairs.append((a, b))
                 if len(pairs) == MOST_PAIRS:
-                    return pairs
-    return pairs
+                    return sorted(pairs)
+    return sorted(pairs)

@@ -27,6 +27,8 @@ class ClassContrast(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.register_buffer("bank", torch.randn(size, num_classes))
+        self.deferred = False
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, graph: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Graph vectors (N, V*V), class scores (N, classes) and labels (N,) of this rank -> scalar.
@@ -38,17 +40,41 @@ class ClassContrast(nn.Module):
             features = gather_features(self.cl_fc(graph.to(dtype)))
             correct = gather_features(logits.detach().argmax(1) == labels)
             labels = gather_features(labels)
-            bank = self._updated_bank(features, labels, correct)
-            if self.training:
+            chosen = F.one_hot(labels, self.bank.shape[1]).to(features.dtype) * correct[:, None]
+            sums, counts = features.T @ chosen, chosen.sum(0)
+            bank = self._updated_bank(sums, counts)
+            if self.training and self.deferred:
+                self._waiting.append((sums.detach(), counts))
+            elif self.training:
                 self.bank.copy_(bank.detach())
             directions = bank / (bank.norm(dim=0, keepdim=True) + EPSILON)
             features = features / (features.norm(dim=1, keepdim=True) + EPSILON)
             return F.cross_entropy(features @ directions / self.temperature, labels)
 
-    def _updated_bank(self, features: Tensor, labels: Tensor, correct: Tensor) -> Tensor:
-        chosen = F.one_hot(labels, self.bank.shape[1]).to(features.dtype) * correct[:, None]
-        count = chosen.sum(0)
-        mean = features.T @ chosen / count.clamp(min=1)
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Move the bank by the means over all passes since the last call, if `deferred` kept them back."""
+        if self._waiting:
+            sums, counts = (torch.stack(values).sum(0) for values in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self.bank.copy_(self._updated_bank(sums, counts))
+
+    def _updated_bank(self, sums: Tensor, counts: Tensor) -> Tensor:
+        mean = sums / counts.clamp(min=1)
         # clone: the buffer is overwritten before the backward pass runs
         former = self.bank.clone()
-        return torch.where(count > 0, self.momentum * former + (1 - self.momentum) * mean, former)
+        return torch.where(counts > 0, self.momentum * former + (1 - self.momentum) * mean, former)
+
+
+def defer_banks(net: nn.Module, passes: int) -> None:
+    """Have class banks move once per optimiser step of so many forward passes, at `commit_banks`."""
+    for module in net.modules():
+        if isinstance(module, ClassContrast):
+            module.deferred = passes > 1
+
+
+def commit_banks(net: nn.Module) -> None:
+    """Move the banks that `defer_banks` keeps back: after an optimiser step."""
+    for module in net.modules():
+        if isinstance(module, ClassContrast):
+            module.commit()

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
+from model.ntu_quick import BODY_VALUES, JOINT_VALUES, NUM_JOINTS, parse_regular
 
-NUM_JOINTS = 25
-BODY_VALUES = 10
-JOINT_VALUES = 12
 MAX_BYTES = 64 << 20  # about ten minutes of one person; parsing needs a few times the size of the file
 MAX_LINE = 1000  # characters; a joint line has about 140
 FARTHEST = 1000.0  # metres; anything beyond is damage, or millimetres
@@ -61,6 +59,9 @@ def parse_skeleton(text: bytes, name: str) -> RawClip:
     """
     if len(text) > MAX_BYTES:
         raise UserError(_too_large(name, len(text)))
+    quick = parse_regular(text, MAX_LINE, FARTHEST)
+    if quick is not None:
+        return RawClip(name, *quick)
     try:
         decoded = text.decode("ascii")
     except UnicodeDecodeError as error:

@@ -109,10 +109,12 @@ def batch_frames(
     step = torch.arange(clip_length, device=lengths.device)
 
     wrapped = ((u[:, :1] * frames).long() + step) % frames
-    # The T - L smallest of L + 1 random keys are T - L positions drawn without replacement.
-    chosen = u.argsort(dim=1).argsort(dim=1) < frames - clip_length
-    gapped = step + chosen.long().cumsum(dim=1)[:, :-1]
     start, stop = step * frames // clip_length, (step + 1) * frames // clip_length
     segments = start + (u[:, :-1] * (stop - start)).long()
-
-    return torch.where(frames < clip_length, wrapped, torch.where(frames < 2 * clip_length, gapped, segments))
+    found = torch.where(frames < clip_length, wrapped, segments)
+    between = ((lengths >= clip_length) & (lengths < 2 * clip_length)).nonzero()[:, 0]
+    # The T - L smallest of L + 1 random keys are T - L positions drawn without replacement.
+    order = u[between].argsort(dim=1)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(clip_length + 1, device=u.device).expand_as(order))
+    found[between] = step + (rank < frames[between] - clip_length).long().cumsum(dim=1)[:, :-1]
+    return found

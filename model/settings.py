@@ -34,7 +34,7 @@ class TrainSettings:
     clip_grad: float | None = None  # largest norm of the whole gradient
     label_smoothing: float = 0.0
     amp: bool = False  # bfloat16 autocast
-    sync_bn: bool = True  # batch norm over the batches of all ranks
+    bn_batch: int | None = None  # clips that batch norm averages over, on any number of ranks; None: all of a pass
     deterministic: bool = True
     validate_every: int = 1  # epochs
     save_every: int = 1  # epochs between working checkpoints
@@ -48,6 +48,15 @@ class TrainSettings:
             raise UserError(f"save_steps: {self.save_steps} must be at least 1")
         if self.batch_size < 2:
             raise UserError("batch_size: 1 leaves batch norm nothing to average; take at least 2")
+        if self.bn_batch is not None and self.bn_batch < 2:
+            raise UserError(f"bn_batch: {self.bn_batch} leaves batch norm nothing to average; take at least 2")
+        if self.bn_batch is not None and self.batch_size % min(self.bn_batch, self.batch_size):
+            raise UserError(f"bn_batch: {self.bn_batch} does not divide the batch of {self.batch_size} clips")
+        if self.groups % self.accumulate and self.groups > 1:
+            raise UserError(
+                f"accumulate: {self.accumulate} passes cannot share the {self.groups} groups of {self.bn_batch} clips "
+                "(bn_batch) of a batch; take a divisor"
+            )
         if self.lr <= 0 or not math.isfinite(self.lr):
             raise UserError(f"lr: {self.lr} must be positive")
         if self.schedule not in SCHEDULES:
@@ -64,6 +73,21 @@ class TrainSettings:
             raise UserError(f"class_factors: {min(self.class_factors)} must be positive")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+
+    @property
+    def groups(self) -> int:
+        """Groups of clips that batch norm averages over, in a batch; a last batch that is not full has as many."""
+        return 1 if self.bn_batch is None else max(1, self.batch_size // self.bn_batch)
+
+    def smallest_batch(self, ranks: int) -> int:
+        """The fewest clips of an optimiser step over so many ranks: batch norm needs two in each group."""
+        return max(2, ranks) if self.groups == 1 else max(2 * self.groups, ranks * self.accumulate)
+
+    def passes(self, clips: int, ranks: int) -> int:
+        """Forward passes in which `clips` clips are taken."""
+        if self.groups > 1:
+            return self.accumulate
+        return min(self.accumulate, clips // self.smallest_batch(ranks))
 
 
 def _sgd(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
@@ -119,7 +143,7 @@ def epoch_batches(settings: TrainSettings, labels: Tensor, epoch: int, ranks: in
     """The rows of each optimiser step of `epoch` (from 0), over all ranks: a permutation from seed + epoch.
 
     labels: (clips,) int64. The order does not depend on the number of ranks. A last batch that is not full is kept,
-    unless it holds a single clip (batch norm cannot average one) or fewer clips than there are ranks.
+    unless it has fewer clips than `TrainSettings.smallest_batch`.
     """
     repeated = labels.repeat(settings.repeats)
     if settings.class_factors:
@@ -128,14 +152,9 @@ def epoch_batches(settings: TrainSettings, labels: Tensor, epoch: int, ranks: in
         drawn = epoch_indices(len(repeated), seed=settings.seed, epoch=epoch)
     order = torch.from_numpy(drawn) % len(labels)
     batches = list(order.split(settings.batch_size))
-    if len(batches[-1]) < smallest_batch(ranks):
+    if len(batches[-1]) < settings.smallest_batch(ranks):
         batches.pop()
     return batches
-
-
-def smallest_batch(ranks: int) -> int:
-    """The fewest clips that one forward pass over all ranks can take."""
-    return max(2, ranks)
 
 
 def derived_seed(seed: int, epoch: int, step: int, stream: int) -> int:

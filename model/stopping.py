@@ -1,32 +1,47 @@
-"""SIGTERM as a wish: the work under way is finished and saved, then it ends."""
+"""SIGTERM and Ctrl-C as a wish: the work under way is finished and saved, then it ends."""
 
+import ctypes
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+AGAIN = 2.0  # seconds after which a further Ctrl-C ends at once; torchrun passes the first one on a second time
+_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
 
 @contextmanager
 def termination_noted(then: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Meanwhile SIGTERM does not end the process: it is noted, and `then` is called.
+    """Meanwhile SIGTERM and SIGINT do not end the process: they are noted, and `then` is called.
 
-    Yields a function that says whether it came. Python handles signals in the main thread only; elsewhere the
-    process ends on SIGTERM as always.
+    Yields a function that says whether one came. A second Ctrl-C raises KeyboardInterrupt. Python handles signals in
+    the main thread only; elsewhere the process ends as always.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    came = False
+    came: list[float] = []
 
     def note(number: int, frame: Any) -> None:
-        nonlocal came
-        came = True
+        came.append(time.monotonic())
         if then is not None:
             then()
+        if number == signal.SIGINT and came[-1] - came[0] > AGAIN:
+            raise KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, note)
+    former = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: came
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when its parent ends, however it ends; on Linux, elsewhere it does nothing."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))

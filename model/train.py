@@ -19,9 +19,11 @@ from model.distributed import barrier, broadcast_object, broadcast_state, conver
 from model.epoch import LossModule, Running, parallel, train_epoch
 from model.errors import UserError
 from model.feeding import Feed
+from model.ghost import group_norms
+from model.losses import defer_banks
 from model.progress import Progress
 from model.score import clip_logits
-from model.settings import OPTIMISERS, TrainSettings, epoch_batches, smallest_batch
+from model.settings import OPTIMISERS, TrainSettings, epoch_batches
 from model.stopping import termination_noted
 from model.working import claimed, load_working, normalised, save_working
 
@@ -98,8 +100,12 @@ def _fit(
     decisive = {name: value for name, value in asdict(settings).items() if name not in ("save_every", "save_steps")}
     identity = normalised({"settings": decisive, "card": card, **fingerprint})
     net.to(device)
-    if size > 1 and settings.sync_bn:
+    groups = None
+    if settings.groups > 1:
+        groups = group_norms(net, settings.groups // settings.accumulate, settings.accumulate)
+    elif size > 1:
         convert_sync_batchnorm(net)
+    defer_banks(net, settings.accumulate)
     optimiser = OPTIMISERS[settings.optimiser](net.parameters(), settings)
 
     history: list[dict[str, float]] = []
@@ -137,11 +143,8 @@ def _fit(
         began = time.perf_counter() - running.seconds
         record = {"epoch": epoch + 1.0}
         record |= train_epoch(
-            module, train, settings, optimiser, epoch, device, progress, running, save, asked_to_stop, folder
+            module, train, settings, groups, optimiser, epoch, device, progress, running, save, asked_to_stop, folder
         )
-        if not settings.sync_bn:
-            # Each rank has statistics of its own; as in the originals those of rank 0 are evaluated and kept.
-            broadcast_state(net)
         _check_weights(net, epoch + 1, folder)
         last = epoch + 1 == settings.epochs
         if dev is not None and ((epoch + 1) % settings.validate_every == 0 or last):
@@ -216,17 +219,17 @@ def _announce(progress: Progress, train: Feed, settings: TrainSettings, done: in
         progress.say(f"going on after step {step} of epoch {done + 1} of {settings.epochs}")
     elif done:
         progress.say(f"going on after epoch {done} of {settings.epochs}")
-    if settings.accumulate > 1:
+    if settings.accumulate > 1 and settings.groups == 1:
         progress.say(
             f"accumulate {settings.accumulate}: an optimiser step is {settings.accumulate} forward passes of "
-            f"{settings.batch_size // settings.accumulate} clips; batch norm averages over one pass, and a "
-            "class bank is updated in each, so this is not the same as one pass of the whole batch"
+            f"{settings.batch_size // settings.accumulate} clips, and batch norm averages over one pass, so this is "
+            "not the same as one pass of the whole batch"
         )
-    if size > 1 and not settings.sync_bn:
-        progress.say(f"sync_bn off: batch norm averages over {settings.batch_size // size} clips of one rank")
+    if settings.groups > 1:
+        progress.say(f"bn_batch {settings.bn_batch}: batch norm averages over {settings.groups} groups of a batch")
     left_out = len(train) * settings.repeats % settings.batch_size
-    if 0 < left_out < smallest_batch(size):
-        progress.say(f"each epoch leaves out {left_out} clips, too few for a batch over {size} processes")
+    if 0 < left_out < settings.smallest_batch(size):
+        progress.say(f"each epoch leaves out {left_out} clips, too few for a batch")
 
 
 def _check_weights(net: nn.Module, epoch: int, folder: Path) -> None:

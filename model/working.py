@@ -10,34 +10,49 @@ import fcntl
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from model.atomic import write_bytes, writing
 from model.checkpoint import checkpoint_bytes, load_checkpoint
 from model.errors import UserError
 
 FORMAT = "sixstream-working/2"
+PATIENCE = 20.0  # seconds
 _NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?\.([0-9a-f]{32})\.pt")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder for one training. Raises UserError when another process is training in it."""
+    """Hold the folder for one training.
+
+    Raises UserError when another process is training in it, and has not ended after `PATIENCE`: one whose parent was
+    killed saves first.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / "lock").open("w")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another process is training here; wait for it or stop it") from None
+        limit = time.monotonic() + PATIENCE
+        while not _locked(stream):
+            if time.monotonic() > limit:
+                raise UserError(f"{folder}: another process is training here; wait for it or stop it")
+            time.sleep(0.1)
         # A kill while writing leaves its unfinished file, named as by write_bytes.
         for unfinished in folder.glob(".*.pt.*"):
             unfinished.unlink()
         yield
+
+
+def _locked(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def save_working(folder: Path, epoch: int, step: int, content: dict[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import Stopped, UserError
+from model.stopping import end_with_parent
 
 STOPPED = 75  # of sysexits: a temporary failure, try again
 
@@ -110,7 +111,7 @@ SUMMARIES = {
     "images-push": "push an image to a registry and print its digest (also: images push)",
     "images-digest": "print an image's name by digest (also: images digest)",
     "lineage": "say which data, code and runs a model comes from, and which models saw given data",
-    "tracking-sync": "deliver metrics kept back while the tracking server was away",
+    "tracking-sync": "deliver metrics kept back while the tracking server was away (also: tracking sync)",
     "umurl-pretrain": "pre-train an encoder without labels",
     "umurl-features": "compute a pre-trained encoder's features of every clip",
     "umurl-linear": "linear evaluation of all encoders' features",
@@ -121,7 +122,7 @@ SUMMARIES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's, STOPPED after SIGTERM."""
+    """Run one verb. Returns the exit code: 0, 2 for a mistake of the user's, STOPPED after SIGTERM or Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "-".join(arguments[:2]) in VERBS:  # `checkpoint import` for `checkpoint-import`
         arguments[:2] = ["-".join(arguments[:2])]
@@ -137,6 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     options.pop("verb")
     assert function is not None
+    if "DVC_STAGE" in os.environ:  # or a stage would outlive a killed DVC, which would start it a second time
+        end_with_parent()
     try:
         result = call(function, options)
     except UserError as error:

@@ -2,26 +2,29 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from components.files import read_json
 from components.params import Params
-from model.errors import UserError
+from model.errors import Stopped, UserError
+from model.stopping import end_with_parent, termination_noted
 from pipeline.graph import GOALS
 
 UNFUSED = ("sample-data", "entry", "preprocess", "train", "evaluate")  # stages before there is a results table
 SERVER_PATIENCE = 90.0  # seconds for the local tracking server to answer; it takes about 12
+_RUNNING: list["subprocess.Popen[bytes]"] = []  # DVC's processes
 
 
 def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
@@ -35,18 +38,28 @@ def run(params: Params, jobs: int = 1, gpus: str = "", until: str = "") -> int:
 
     Raises:
         UserError: a stage failed; its own message stands above.
+        Stopped: SIGTERM or Ctrl-C came; members under way have saved, and the same command goes on.
     """
     devices = [device for device in gpus.split(",") if device]
     jobs = max(jobs, len(devices))
     goals = (until,) if until else GOALS
-    if _out_of_date(goals):
-        if jobs > 1:
-            dvc(["repro", "preprocess"])
-            with local_server(Path.cwd()) as address:
-                _members(params, jobs, devices, {"MLFLOW_TRACKING_URI": address})
-        dvc(["repro", *goals])
-    else:
-        print("everything is up to date")
+    with termination_noted(_interrupt) as asked_to_stop:
+        try:
+            stale = _out_of_date(goals)
+            if asked_to_stop():
+                raise UserError("asked to end before anything was run")
+            if stale:
+                if jobs > 1:
+                    dvc(["repro", "preprocess"])
+                    with local_server(Path.cwd()) as address:
+                        _members(params, jobs, devices, {"MLFLOW_TRACKING_URI": address}, asked_to_stop)
+                dvc(["repro", *goals])
+            else:
+                print("everything is up to date")
+        except UserError:
+            if asked_to_stop():
+                raise Stopped("asked to end; the same command goes on from the last checkpoints") from None
+            raise
     return 0 if until in UNFUSED else results(params)
 
 
@@ -97,7 +110,9 @@ def _out_of_date(goals: tuple[str, ...]) -> bool:
         return True
 
 
-def _members(params: Params, jobs: int, devices: list[str], environment: dict[str, str]) -> None:
+def _members(
+    params: Params, jobs: int, devices: list[str], environment: dict[str, str], asked_to_stop: Callable[[], bool]
+) -> None:
     """Train and evaluate every member, `jobs` at a time; all are tried before a failure is reported."""
     places: SimpleQueue[str | None] = SimpleQueue()
     for number in range(jobs):
@@ -110,6 +125,8 @@ def _members(params: Params, jobs: int, devices: list[str], environment: dict[st
         if device is not None:
             extra["CUDA_VISIBLE_DEVICES"] = device
         try:
+            if asked_to_stop():
+                return False
             # DVC is serial, but several may work on one folder when each waits for the others' locks and touches
             # single stages: with what comes before them, one would want to write what another is reading.
             return dvc(["repro", "--single-item", f"train@{name}", f"evaluate@{name}"], extra, True, False) == 0
@@ -127,10 +144,21 @@ def dvc(arguments: list[str], extra: dict[str, str] | None = None, wait: bool = 
     command = [sys.executable, "-m", "dvc", *(["--wait-for-lock"] if wait else []), *arguments]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **(extra or {})}
-    code = subprocess.run(command, env=environment).returncode
+    # In a process group of its own: Ctrl-C reaches this process alone, which passes it on and waits.
+    with subprocess.Popen(command, env=environment, process_group=0, preexec_fn=end_with_parent) as process:
+        _RUNNING.append(process)
+        code = process.wait()
+        _RUNNING.remove(process)
     if check and code:
         raise UserError(f"`dvc {' '.join(arguments)}` failed; the failing stage's message stands above")
     return code
+
+
+def _interrupt() -> None:
+    """Ctrl-C for DVC, which waits for its stage, and for the stage, which saves and ends."""
+    for process in list(_RUNNING):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
 
 
 @contextmanager
@@ -155,7 +183,9 @@ def local_server(workspace: Path) -> Iterator[str]:
     log = workspace / ".work" / "mlflow-server.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        server = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, process_group=0, preexec_fn=end_with_parent
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         _wait_for(address, server, log)

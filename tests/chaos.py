@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,15 +144,23 @@ def disturbed(root: Path, name: str, kills: int, whole: Undisturbed, chance: ran
     return f"{name}: identical after {killed} kills ({within} starts went on within an epoch, {finished} early ends)"
 
 
-def chaos(root: Path, runs: int, kills: int, seed: int, epochs: int = 10, database: Path | None = None) -> list[str]:
-    """All runs in folders of `root`; a line each. Without a `database` every run makes its own under the kills."""
+def chaos(
+    root: Path, runs: int, kills: int, seed: int, epochs: int = 10, database: Path | None = None, jobs: int = 1
+) -> list[str]:
+    """All runs in folders of `root`, `jobs` at a time; a line each.
+
+    Without a `database` every run makes its own under the kills.
+    """
     prepare(root, epochs, database)
     whole = undisturbed(root)
     lines = [f"undisturbed: first checkpoint after {whole.first:.1f} s, end after {whole.end:.1f} s"]
     print(lines[0], flush=True)
-    for number in range(runs):
-        lines.append(disturbed(root, f"run{number + 1}", kills, whole, random.Random(f"{seed}/{number}")))
-        print(lines[-1], flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        chances = [random.Random(f"{seed}/{number}") for number in range(runs)]
+        ended = [pool.submit(disturbed, root, f"run{n + 1}", kills, whole, c) for n, c in enumerate(chances)]
+        for run in as_completed(ended):
+            lines.append(run.result())
+            print(lines[-1], flush=True)
     return lines
 
 
@@ -160,8 +169,9 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side; start-up, on one core, takes most time")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sixstream-chaos-") as scratch:
-        chaos(Path(scratch), options.runs, options.kills, options.seed)
+        chaos(Path(scratch), options.runs, options.kills, options.seed, jobs=options.jobs)
     print(f"{options.runs} of {options.runs} identical, {time.monotonic() - began:.0f} s")

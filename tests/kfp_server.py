@@ -53,10 +53,8 @@ class KfpServer:
     """State of the server, and the faults to inject: `faults` maps `METHOD path-pattern` to a status, or to the word
     hang; each is used up by one request unless its count in `again` says more."""
 
-    def __init__(
-        self, folder: Path, token: str = "", multi_user: bool = False, env: dict[str, str] | None = None
-    ) -> None:
-        self.folder, self.token, self.multi_user, self.env = folder, token, multi_user, env or {}
+    def __init__(self, folder: Path, token: str = "", multi_user: bool = False, **env: str) -> None:
+        self.folder, self.token, self.multi_user, self.env = folder, token, multi_user, env
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from small_run import annotations, small_params, write_params, write_raw
 
 from components.ablation_params import Ablation
 from components.params import parse_params
+from components.register import register
 from model.errors import UserError
 from model.scoretable import load_table
 from pipeline.ablate import ablate, grid_content
@@ -158,6 +159,12 @@ def test_again_nothing_is_trained(finished: tuple[Path, str]) -> None:
     done = _ablate(place, "--set", "recipe.epochs=1")
     assert done.returncode == 0 and "Running stage" not in done.stdout
     assert done.stdout.splitlines()[-20:] == printed.splitlines()[-20:]
+
+
+def test_cells_are_not_registered(finished: tuple[Path, str]) -> None:
+    folder = finished[0] / "ablations" / "small-a" / "parts"
+    with pytest.raises(UserError, match="cells of the grid 'parts'"):
+        register(load_expanded(folder / "params.yaml"), folder, folder, folder, folder / "out.json")
 
 
 def test_published_figures_stand_only_beside_their_data(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Raw files inside zip archives: the same clips as from a folder, and nothing believed that an archive says."""
+"""Raw files inside zip and tar archives: the same clips as from a folder, and nothing believed that an archive says."""
 
 import io
 import stat
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -154,6 +155,126 @@ def test_the_conversion_of_umurl(tmp_path):
     for clip in read_ntu(tmp_path, conversion="umurl").clips:
         expected = ntu.convert_umurl(ntu.read_skeleton(tmp_path / f"{clip.id}.skeleton"))
         assert np.array_equal(clip.joints.transpose(3, 1, 2, 0), expected) and clip.joints.shape[0] == 2
+
+
+def pack_tar(path: Path, members: dict[str, bytes], form: int = tarfile.GNU_FORMAT, **special: bytes) -> Path:
+    """`special` {name: kind} adds members that are no files."""
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w", format=form) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, kind in special.items():
+            info = tarfile.TarInfo(f"{name}.skeleton")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_gives_the_store_of_the_folder_byte_for_byte(tmp_path, ending, form):
+    deep = "a folder/" * (9 if form == tarfile.USTAR_FORMAT else 30)  # beyond the 100 bytes of a plain name
+    (tmp_path / "files").mkdir()
+    (tmp_path / "tars").mkdir()
+    store_of(read_ntu(raw_folder(tmp_path / "files", RAW)), tmp_path / "a")
+    files = {f"{deep}{file.name}": file.read_bytes() for file in sorted((tmp_path / "files").iterdir(), reverse=True)}
+    path = pack_tar(tmp_path / "tars" / f"all{ending}", files, form)
+    store_of(read_ntu(tmp_path / "tars"), tmp_path / "b")
+    store_of(read_ntu(path), tmp_path / "c")
+    assert same_files(tmp_path / "a", tmp_path / "b") and same_files(tmp_path / "a", tmp_path / "c")
+    assert [file.name for file in (tmp_path / "tars").iterdir()] == [path.name]  # nothing unpacked beside it
+
+
+@pytest.mark.parametrize("name", ["../x.skeleton", "/etc/x.skeleton", "a/../../x.skeleton", "C:x.skeleton"])
+def test_names_in_a_tar_that_lead_out_refuse_it(tmp_path, name):
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        pack_tar(
+            tmp_path / "a.tar", {f"{RAW[0]}.skeleton": raw(RAW[0]), f"{'b/' * 60}{name}"[-len(name) :]: b"x"}, form
+        )
+        with pytest.raises(UserError, match="a.tar: the member .* leads out"):
+            read_ntu(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [(tarfile.SYMTYPE, "link"), (tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.BLKTYPE, "device"),
+     (tarfile.FIFOTYPE, "pipe"), (tarfile.GNUTYPE_SPARSE, "sparse"), (b"Z", "unknown kind")],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_links_and_devices_refuse_a_tar(tmp_path, kind, word, ending):
+    path = pack_tar(tmp_path / f"a{ending}", {f"{RAW[0]}.skeleton": raw(RAW[0])}, odd=kind)
+    with pytest.raises(UserError, match=f"a{ending}: .*{word}"):
+        find_entries(path, ".skeleton")
+
+
+def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    block = bytearray(512)
+    block[: len(name)] = name.encode()
+    block[124 : 124 + len(size)], block[156:157] = size, kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a tar" * 100,
+        header("a.skeleton", b"00000001000"),  # more than there is
+        header("a.skeleton", b"-0000001000") + bytes(1024),
+        header("a.skeleton", b"\xff" * 12) + bytes(1024),  # negative in binary
+        header("a.skeleton", b"\x80" + b"\xff" * 11) + bytes(1024),
+        header("a.skeleton", b"0000000000z") + bytes(1024),
+        header("L", b"77777777777", b"L") + bytes(1024),
+        header("L", b"00010000000", b"L") + bytes(3 << 20),  # a name of two megabytes
+        header("x", b"00000000012", b"x") + b"9 size=-9\n".ljust(512, b"\0") + header("a.skeleton", b"0") + bytes(512),
+        header("x", b"00000000012", b"x") + b"0 path=aa\n".ljust(512, b"\0") + bytes(1024),
+        header("x", b"00000000012", b"x") + b"99999999 p".ljust(512, b"\0") + bytes(1024),
+        header("a.skeleton", b"0")[:-1] + b"x" + bytes(1024),  # checksum
+        header("a.skeleton", b"0"),  # no end
+    ],
+)
+def test_headers_that_lie_refuse_a_tar(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match="a.tar: not a readable tar"):
+        find_entries(tmp_path, ".skeleton")
+
+
+def test_a_compressed_tar_that_is_a_bomb_or_damaged_is_refused(tmp_path):
+    path = pack_tar(tmp_path / "a.tar.gz", {f"{RAW[0]}.skeleton": bytes(30_000_000)})
+    with pytest.raises(UserError, match="a.tar.gz: unpacks to 200 times"):
+        find_entries(path, ".skeleton")
+    good = pack_tar(path, {f"{RAW[0]}.skeleton": raw(RAW[0], 20)}).read_bytes()
+    for content in (b"", good[:100], good[:-9], b"plain text", good[:80] + b"xx" + good[82:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.tar.gz: not a readable"):
+            find_entries(path, ".skeleton")
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_damage_to_a_tar_ends_in_clips_and_messages(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
+    form = data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    content = bytearray(
+        pack_tar(
+            path, {f"{'a/' * 70}{name}.skeleton": raw(name, 1, i) for i, name in enumerate(RAW)}, form
+        ).read_bytes()
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, 3000))
+        content[at] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from(list(b"0123457-Lx "))))
+        if data.draw(st.booleans()):  # with a checksum that is right again
+            block = at // 512 * 512
+            content[block + 148 : block + 156] = b" " * 8
+            content[block + 148 : block + 156] = b"%06o\0 " % sum(content[block : block + 512])
+    path.write_bytes(bytes(content))
+    try:
+        assert all(np.isfinite(clip.joints).all() for clip in read_ntu(path).clips)
+    except UserError as error:
+        assert "fuzzed.tar" in str(error) or "NTU file name" in str(error)
 
 
 @given(data=st.data())

@@ -105,7 +105,8 @@ def test_copies_are_found_across_the_parts_in_which_they_are_sought(monkeypatch)
     monkeypatch.setattr("model.inspection.CHUNK", 7)
     assert near_copies(shorts) == whole == [(0, 39), (5, 6), (17, 30)]
     monkeypatch.setattr("model.inspection.MOST_PAIRS", 2)
-    assert near_copies(shorts) == whole[:2]
+    found = near_copies(shorts)
+    assert len(found) == 2 and set(found) < set(whole)
 
 
 def test_the_copies_in_nw_ucla_are_found(tmp_path, data_dir):

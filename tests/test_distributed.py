@@ -74,7 +74,13 @@ def scenarios(store: Store, out: Path) -> dict[str, Any]:
     # 31 clips: the last batch holds 15, so the ranks' shares differ.
     found["uneven"] = fitted(TinyNet, open_store(out.parent / "odd"), out / "uneven", double=True)
     found["accumulated"] = fitted(TinyNet, store, out / "accumulated", double=True, accumulate=2)
-    found["local"] = fitted(TinyNet, store, out / "local", double=True, sync_bn=False)
+    # Two groups of 8: one process takes both, of two each takes one, of four two share one. The last batch holds 15.
+    odd = open_store(out.parent / "odd")
+    found["grouped"] = fitted(TinyNet, odd, out / "grouped", double=True, bn_batch=8)
+    found["grouped-protogcn"] = fitted(protogcn, store, out / "grouped-protogcn", double=True, epochs=1, bn_batch=8)
+    passes = {"double": True, "bn_batch": 4, "accumulate": 2}
+    found["protogcn-passes"] = fitted(protogcn, store, out / "protogcn-passes", epochs=1, **passes)
+    found["grouped-passes"] = fitted(TinyNet, odd, out / "grouped-passes", **passes)
     torch.manual_seed(1)
     found["scores"] = score_clips(TinyNet(), development(store, num_clips=3), 5)
     found["few"] = score_clips(TinyNet(), development_of_one(store), 5).shape
@@ -178,7 +184,7 @@ def test_training_equals_one_process(found: Any, name: str, precision: str, size
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["tiny-single", "protogcn-single", "local"])
+@pytest.mark.parametrize("name", ["tiny-single", "protogcn-single", "grouped"])
 def test_ranks_hold_the_same_bits(found: Any, name: str, size: int) -> None:
     first = found[size][0][name]["state"]
     for rank in found[size][1:]:
@@ -186,15 +192,17 @@ def test_ranks_hold_the_same_bits(found: Any, name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["uneven", "accumulated"])
-def test_uneven_shares_and_accumulation_equal_one_process(found: Any, name: str, size: int) -> None:
+@pytest.mark.parametrize(
+    "name", ["uneven", "accumulated", "grouped", "grouped-protogcn", "grouped-passes", "protogcn-passes"]
+)
+def test_uneven_shares_passes_and_groups_equal_one_process(found: Any, name: str, size: int) -> None:
     for rank in found[size]:
         assert_near(found[1][0][name]["state"], rank[name]["state"], TOLERANCE["double"])
 
 
-def test_local_batch_norm_is_another_training(found: Any) -> None:
-    alone, two = found[1][0]["local"]["state"], found[2][0]["local"]["state"]
-    assert not torch.allclose(alone["norm.running_var"], two["norm.running_var"], rtol=1e-6)
+def test_batch_norm_by_groups_is_another_training(found: Any) -> None:
+    alone = found[1][0]
+    assert not torch.allclose(alone["uneven"]["state"]["fc.weight"], alone["grouped"]["state"]["fc.weight"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 4])

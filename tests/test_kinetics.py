@@ -1,6 +1,8 @@
 """The reader of Kinetics: a table of contents joined with key points in files of their own."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,41 @@ def test_missing_files_and_fields_are_named(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "frames", a={"frame_inds": np.array([0, 0, 8], np.int16)})
     with pytest.raises(UserError, match="sample a: 'frame_inds' goes to 8 of 8 frames"):
         clips_of(read_kinetics(place, strict=True))
+
+
+MEASURED = """
+import sys
+from benchmarks.machine import resident_peak_gib
+from components.readers import READERS
+from model.store import write_store
+
+source = READERS["kinetics"](sys.argv[1])
+begun = resident_peak_gib()
+write_store(
+    sys.argv[2], source.clips, layout=source.layout, classes=source.classes, splits=source.splits,
+    channels=source.channels, data_hash="", source="kinetics",
+)
+print(resident_peak_gib() - begun)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_is_that_of_a_file_and_not_of_all(tmp_path: Path) -> None:
+    files, boxes, unused = 25, 100, 30_000
+    (tmp_path / "kpfiles").mkdir()
+    samples = []
+    for number in range(files):
+        name = f"video{number}"
+        content = {name: {"keypoint": np.ones((boxes, 17, 3), np.float16)}}
+        # Most of a file is for others, as where a set is cut down.
+        content["other"] = {"keypoint": np.full((unused, 17, 3), number, np.float16)}
+        sample = {"frame_dir": name, "label": number % 2, "total_frames": boxes, "raw_file": f"{number}.pkl"}
+        inds = {"frame_inds": np.arange(boxes, dtype=np.int16), "box_score": np.ones(boxes, np.float16)}
+        samples.append({**sample, **inds, "img_shape": (240, 320)})
+        (tmp_path / "kpfiles" / f"{number}.pkl").write_bytes(pickle.dumps(content, 4))
+    ids = [sample["frame_dir"] for sample in samples]
+    (tmp_path / "toc.pkl").write_bytes(pickle.dumps({"split": {"train": ids}, "annotations": samples}, 4))
+    total = sum(file.stat().st_size for file in (tmp_path / "kpfiles").iterdir())
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) * 1024**3 < 0.5 * total, (done.stdout, total)

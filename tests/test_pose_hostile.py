@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pose_files import IDS, write_coco, write_labels, write_mediapipe, write_openpose, write_table
+from pose_files import IDS, poses, write_coco, write_labels, write_mediapipe, write_openpose, write_table
 
 from components import npy, pose_json, pose_table
 from components.npy import parse_npy, parse_npz
@@ -138,7 +138,34 @@ def test_rows_that_are_no_poses(tmp_path, row, message):
 def test_a_clip_of_a_table_is_bounded(tmp_path, monkeypatch):
     write_table(tmp_path, list(load_layout("penn13").joints), ["x", "y"])
     monkeypatch.setattr(pose_table, "MAX_ROWS", 80)
-    refused("table", tmp_path, "poses.csv", "'kick_1' has more than 80 rows")
+    count, said = outcome("table", tmp_path)
+    assert 0 < count < 4 and "poses.csv" in said and "'kick_2' has more than 80 rows" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"wave_1,0,0,nose", "has 4 values, not 6"),
+        (b'wave_1,0,0,"nose,1,1', "not a row of a table"),
+        (b"wave_1,0,0,nose,\xff,1", "is not text in UTF-8"),
+        (b"wave_1," + b"0" * 3_000_000, "is longer than"),
+        (b"wave_1,0,0,head,far,1", "not numbers"),
+        (b"wave_1,0,0,tail,1,1", "is no joint"),
+    ],
+)
+def test_a_bad_row_sets_aside_its_clip_alone(tmp_path, line, message):
+    write_table(tmp_path, list(load_layout("penn13").joints), ["x", "y"])
+    lines = (tmp_path / "poses.csv").read_bytes().splitlines()
+    place = next(i for i, text in enumerate(lines) if text.startswith(b"wave_1")) + 20
+    (tmp_path / "poses.csv").write_bytes(b"\n".join([*lines[:place], line, *lines[place:]]))
+    source = READERS["table"](tmp_path, layout="penn13")
+    assert sorted(clip.id for clip in source.clips) == sorted(set(IDS) - {"wave_1"})
+    ((id, reason),) = source.excluded
+    assert id == "wave_1" and f"line {place + 1}" in reason and message in reason
+    if b"far" not in line and b"tail" not in line:  # joints and channels are those of the first clip that is whole
+        assert len(list(READERS["table"](tmp_path).clips)) == len(IDS) - 1
+    with pytest.raises(UserError, match=message):
+        list(READERS["table"](tmp_path, layout="penn13", strict=True).clips)
 
 
 def test_a_file_larger_than_its_kind_may_be_is_not_read(tmp_path, monkeypatch):
@@ -191,6 +218,15 @@ def test_bombs_and_foreign_archives_are_no_arrays(monkeypatch):
         parse_npz(b"PK nonsense", "a.npz")
 
 
+def write_arrays(folder: Path, form: str) -> None:
+    write_labels(folder)
+    if form == "npz":
+        np.savez_compressed(folder / "all.npz", **poses(17))
+        return
+    for id, clip in poses(17).items():
+        np.save(folder / f"{id}.npy", clip)
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "openpose": ("openpose", write_openpose, "wave_1/wave_1_000000000000_keypoints.json"),
     "coco dataset": ("coco", lambda f: write_coco(f, "dataset"), "person_keypoints.json"),
@@ -199,6 +235,8 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "mediapipe npy": ("mediapipe", lambda f: write_mediapipe(f, "npy"), "wave_1.npy"),
     "mediapipe npz": ("mediapipe", lambda f: write_mediapipe(f, "npz"), "all.npz"),
     "mediapipe json": ("mediapipe", lambda f: write_mediapipe(f, "json"), "wave_1.json"),
+    "arrays npy": ("arrays", lambda f: write_arrays(f, "npy"), "wave_1.npy"),
+    "arrays npz": ("arrays", lambda f: write_arrays(f, "npz"), "all.npz"),
     "table": ("table", lambda f: write_table(f, list(load_layout("penn13").joints), ["x", "y"]), "poses.csv"),
     "table npz": (
         "table",

@@ -171,6 +171,8 @@ def test_training_is_the_published_one(name: str) -> None:
     assert (found.repeats, found.epochs, found.batch_size, found.lr) == (repeats, epochs, batch, rate)
     assert (found.schedule, found.weight_decay, found.nesterov, found.clip_grad) == (schedule, decay, nesterov, norm)
     assert found.momentum == 0.9 and found.label_smoothing == 0 and not found.amp and found.accumulate == 1
+    # On eight or four GPUs, ProtoGCN on one; PoseC3D's batches of 256 are eight times 32.
+    assert found.bn_batch == (None if name.startswith("protogcn") else 32 if batch == 256 else 16)
     assert found.base_batch == batch  # another batch size changes the rate in proportion
     assert found.class_factors == ([1] * 60 + [2] * 60 if name == "pyskl/posec3d/ntu120-xsub" else [])
     if schedule == "step":

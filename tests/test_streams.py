@@ -12,9 +12,9 @@ from model.streams import (
     apply_stream,
     is_motion,
     motion_matrix,
+    motion_of,
     spatial_part,
     stream_matrix,
-    stream_of,
 )
 
 XYZ, SCORED, PLANE = CHANNELS
@@ -85,10 +85,12 @@ def test_gathered_frames_give_the_stream_of_the_whole(name: str, stream: str, ch
     whole = apply_stream(x, layout, stream, channels)[:, frames]
     now, following = x[:, frames], x[:, np.minimum(frames + 1, 8)]
     last = np.broadcast_to(frames == 8, (2, 5))
-    np.testing.assert_array_equal(stream_of(now, following, layout, stream, channels, last), whole)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (now, following)]
-    batch = stream_of(*tensors, layout, stream, channels, torch.from_numpy(last.copy()))
-    np.testing.assert_array_equal(batch.numpy(), whole)
+    for pair, ends in (((now, following), last), (tensors, torch.from_numpy(last.copy()))):
+        found, then = (spatial_part(a, layout, stream, channels) for a in pair)
+        if is_motion(stream):
+            found = motion_of(found, then, layout, channels, ends)
+        np.testing.assert_array_equal(np.asarray(found), whole)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -109,7 +111,7 @@ def test_inputs_are_left_alone() -> None:
     before = x.copy()
     for stream in STREAMS:
         apply_stream(x, layout, stream, SCORED)
-        stream_of(x, x, layout, stream, SCORED)
+    motion_of(x, x, layout, SCORED, np.ones(x.shape[:-2], bool))
     np.testing.assert_array_equal(x, before)
 
 

@@ -341,8 +341,10 @@ def test_another_training_in_the_folder_is_refused_with_the_difference(store: St
         )
 
 
-def test_two_trainings_in_one_folder_are_refused(store: Store, tmp_path: Path) -> None:
+def test_two_trainings_in_one_folder_are_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model import working
     from model.working import claimed
 
+    monkeypatch.setattr(working, "PATIENCE", 0.1)
     with claimed(tmp_path), pytest.raises(UserError, match="another process is training here"):
         run(tiny(), store, tmp_path)
