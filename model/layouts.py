@@ -144,7 +144,7 @@ def layout_from_dict(content: dict[str, Any], where: str) -> Layout:
     _check_connected(edges, where, joints)
     layout = Layout(
         # In the JSON files of data sets `name` is the data set and `layout` the skeleton.
-        name=str(content["name"] if full and "name" in content else content.get("layout", where)),
+        name=str(content["name"] if full and "name" in content else content.get("layout", Path(where).stem)),
         joints=joints,
         edges=edges,
         bones=bones,

@@ -171,3 +171,9 @@ def test_mirrored_limbs_join_mirrored_joints(name: str) -> None:
 def test_limb_without_a_mirrored_one_is_refused() -> None:
     with pytest.raises(UserError, match="takes the limb 1-3"):
         layout_from_dict({**SHORT, "limbs": [[1, 3]]}, "file")
+
+
+def test_a_layout_file_is_called_by_its_name_wherever_it_lies(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"joints": ["hip", "neck"], "parents": [-1, 0]}))
+    assert load_layout(str(file)).name == "mine"  # checkpoints hold it, and their bytes should not tell the folder
