@@ -146,11 +146,12 @@ def _joints(
             continue  # a frame in which nobody was seen
         if row["joint"] not in joint:
             raise UserError(f"{where}: {row['joint']!r:.40} is no joint of the layout, by name or number")
+        numbers = _numbers(values, where, channels)
         body = bodies.setdefault((frame, row.get("person", "")), np.full(shape, np.nan, np.float32))
         v = joint[row["joint"]]
         if not np.isnan(body[v, 0]):
             raise UserError(f"{where}: joint {row['joint']} of this person and frame is there already")
-        body[v] = _numbers(values, where, channels)
+        body[v] = numbers
     made = [Body(frame, np.nan_to_num(body, nan=0.0), person or None) for (frame, person), body in bodies.items()]
     return assemble(made, frames, shape, persons)
 

@@ -41,7 +41,7 @@ def termination_noted(then: Callable[[], None] | None = None) -> Iterator[Callab
             signal.signal(number, handler)
 
 
-def end_with_parent() -> None:
-    """Have this process get SIGTERM when its parent ends, however it ends; on Linux, elsewhere it does nothing."""
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process get a signal when its parent ends, however it ends; on Linux, elsewhere it does nothing."""
     if _LIBC is not None:
-        _LIBC.prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
+        _LIBC.prctl(_PARENT_DEATH_SIGNAL, int(number))

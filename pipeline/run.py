@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -145,7 +146,9 @@ def dvc(arguments: list[str], extra: dict[str, str] | None = None, wait: bool = 
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **(extra or {})}
     # In a process group of its own: Ctrl-C reaches this process alone, which passes it on and waits.
-    with subprocess.Popen(command, env=environment, process_group=0, preexec_fn=end_with_parent) as process:
+    # Killed with it, at once: a DVC that lingers holds its locks against the next; the stage has a signal of its own.
+    die = partial(end_with_parent, signal.SIGKILL)
+    with subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die) as process:
         _RUNNING.append(process)
         code = process.wait()
         _RUNNING.remove(process)

@@ -71,7 +71,8 @@ def test_numbers_are_the_nearest_doubles(number: str, monkeypatch: pytest.Monkey
 @settings(max_examples=150, deadline=None)
 def test_random_decimals_are_pythons(data: st.DataObject) -> None:
     lines = GOOD.split(b"\r\n")
-    number = data.draw(st.floats(-999, 999))
+    # Trainings in this process may have set that denormal numbers are zero.
+    number = data.draw(st.floats(-999, 999, allow_subnormal=False))
     text = data.draw(st.sampled_from(["%.7g", "%.6f", "%r", "%.12f", "%.3e"])) % number
     lines[4] = b" ".join([text.encode(), *lines[4].split()[1:]])
     found = parse_regular(b"\r\n".join(lines), *LIMITS)
