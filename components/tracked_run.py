@@ -146,11 +146,15 @@ class TrackedRun:
 
 
 @contextmanager
-def logged_aside(run: TrackedRun) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def logged_aside(run: TrackedRun | None) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
     """Yields a function that logs the figures of an epoch in a thread, so that a training waits for no server.
 
-    At the end it is waited for; figures that a killed process had not logged are in the training's own history.
+    None without a run. At the end it is waited for, and meanwhile nothing else may log to the run, or figures are
+    doubled; those that a killed process had not logged are in the training's own history.
     """
+    if run is None:
+        yield None
+        return
     waiting: SimpleQueue[tuple[int, dict[str, float]] | None] = SimpleQueue()
 
     def work() -> None:

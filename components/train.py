@@ -65,14 +65,9 @@ def train(params: Params, member: str, data: Path, out: Path, processes: int = 1
         run = stack.enter_context(member_run(params, member, store)) if rank == 0 else None
         if run is not None:
             log_member_facts(run, params, member, store)
-        log = stack.enter_context(logged_aside(run)) if run is not None else None
         stack.enter_context(backed_up(WORK / key, rank))
-        result = fit(
-            **job,
-            folder=WORK / key,
-            log=log,
-            fingerprint={"code, parameters and data": key},
-        )
+        with logged_aside(run) as log:
+            result = fit(**job, folder=WORK / key, log=log, fingerprint={"code, parameters and data": key})
         if rank == 0:
             if run is not None:
                 run.log_history(result.history)  # a kill between checkpoint and log loses a line of it

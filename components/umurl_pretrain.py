@@ -56,19 +56,19 @@ def umurl_pretrain(params: Params, encoder: str, data: Path, out: Path, processe
                     write_json(aside / "history.json", [])
                     write_json(aside / "train.json", {**facts, "epochs": 0})
             return
-        log = stack.enter_context(logged_aside(run)) if run is not None else None
         stack.enter_context(backed_up(WORK / key, rank))
-        result = fit(
-            net.to(device),
-            training_views(params, store, device),
-            None,
-            settings_of(params),
-            folder=WORK / key,
-            card=card,
-            fingerprint={"code, parameters and data": key},
-            device=device,
-            log=log,
-        )
+        with logged_aside(run) as log:
+            result = fit(
+                net.to(device),
+                training_views(params, store, device),
+                None,
+                settings_of(params),
+                folder=WORK / key,
+                card=card,
+                fingerprint={"code, parameters and data": key},
+                device=device,
+                log=log,
+            )
         if run is not None:
             run.log_history(result.history)
             with staged_dir(out) as aside:

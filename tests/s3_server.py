@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 30.0  # seconds for the server to answer
+LISTED = 0.1  # seconds for which the server goes by what it saw in a folder
 BUCKET = "bucket"
 
 
@@ -34,8 +35,9 @@ def serve_s3(bucket: str = BUCKET) -> Iterator[S3]:
     with tempfile.TemporaryDirectory(prefix="sixstream-s3-") as scratch:
         folder, log = Path(scratch) / "buckets", Path(scratch) / "log"
         (folder / bucket).mkdir(parents=True)
-        # Directories are cached for a moment only (rclone spins with 0s), so that a test may change files on the disk.
-        command = [str(program), "--config", "", "serve", "s3", "--addr", "127.0.0.1:0", "--dir-cache-time", "100ms"]
+        # A moment only, so that a test may change files on the disk (`settle`); with none at all rclone spins.
+        cached = f"{1000 * LISTED:.0f}ms"
+        command = [str(program), "--config", "", "serve", "s3", "--addr", "127.0.0.1:0", "--dir-cache-time", cached]
         with log.open("wb") as stream:
             server = subprocess.Popen([*command, "--auth-key", ",".join(keys), str(folder)], stderr=stream)
         try:
@@ -59,3 +61,8 @@ def _address(server: "subprocess.Popen[bytes]", log: Path) -> str:
             return said[1]
         time.sleep(0.02)
     raise RuntimeError(f"rclone did not start: {log.read_text()}")
+
+
+def settle() -> None:
+    """Wait until the server sees what was changed on its disk."""
+    time.sleep(3 * LISTED)

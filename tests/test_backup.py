@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy, fault_proxy
-from s3_server import S3, serve_s3
+from s3_server import S3, serve_s3, settle
 from small_run import annotations, small_params, write_params, write_raw
 from test_reliability import Killed, assert_same_bits, at_step, kill, saved, terminate
 from torch import nn
@@ -179,6 +179,7 @@ def test_a_damaged_object_gives_way_to_the_former(
     (whole,) = kept.iterdir()
     half = whole.with_name(whole.name.replace("epoch-0001-step-000001", "epoch-0002"))
     half.write_bytes(whole.read_bytes()[:-1000])
+    settle()
     assert_same_bits(trained(tiny(0.3), store, tmp_path / "run"), straight)
     said = capsys.readouterr().err
     assert f"{half.name}: damaged, passed over" in said and "going on after step 1 of epoch 2" in said

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from breaking_proxy import Faults, broken_downloads
-from s3_server import S3, serve_s3
+from s3_server import S3, serve_s3, settle
 
 from components import download
 from components.storage import KEPT, dvc_md5, dvc_object, fetch, fetch_dvc, file_md5, put
@@ -98,6 +98,7 @@ def test_s3_round_trip(tmp_path: Path, s3: Path) -> None:
     md5 = put(source, "s3://bucket/some/folder")
     assert (s3 / "some/folder/a/é ü.bin").read_bytes() == (source / "a" / "é ü.bin").read_bytes()
     (s3 / "some/folder-of-another").write_bytes(b"its name only begins alike")
+    settle()
     assert dvc_md5(fetch("s3://bucket/some/folder", tmp_path / "back", md5)) == md5
 
     one = put(source / "a.txt", "s3://bucket/one")
@@ -112,6 +113,7 @@ def test_s3_refuses_wrong_keys_and_nothing_changes(tmp_path: Path, s3: Path, mon
     (tmp_path / "file").write_bytes(b"new")
     (tmp_path / "kept").write_bytes(b"old")
     (s3 / "theirs").write_bytes(b"stored")
+    settle()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UserError, match="s3://bucket/theirs: cannot be read.*check the bucket, the credentials"):
         fetch("s3://bucket/theirs", tmp_path / "kept")
