@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import Stopped, UserError
-from model.stopping import end_with_parent
+from model.stopping import end_with_starter
 
 STOPPED = 75  # of sysexits: a temporary failure, try again
 
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.pop("verb")
     assert function is not None
     if "DVC_STAGE" in os.environ:  # or a stage would outlive a killed DVC, which would start it a second time
-        end_with_parent()
+        end_with_starter()
     try:
         result = call(function, options)
     except UserError as error:

@@ -29,10 +29,10 @@ RUN = [sys.executable, "-m", "pipeline.cli", "run", "--until", "train"]
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
-    """A workspace whose graph is one training of 36 steps, each with a checkpoint."""
+    """A workspace whose graph is one training of 72 steps, each with a checkpoint."""
     place = tmp_path_factory.mktemp("graph")
     parameters = small_params()
-    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, "epochs": 3, "repeats": 4}
+    parameters["datasets"]["small"]["recipe"] |= {"checkpoint_steps": 1, "epochs": 3, "repeats": 8}
     write_params(place, parameters)
     raw = write_raw(place / "raw", annotations())
     preprocess(load_params(place / "params.yaml"), raw, place / "data" / "packed" / "small")
@@ -45,7 +45,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    # Debian's sh stays between DVC and the stage as long as the stage runs; bash makes way for it.
+    return {**os.environ, **settings, "PATH": path, "SHELL": "/bin/sh"}
 
 
 def outcome(place: Path) -> list[Any]:
@@ -67,7 +69,7 @@ def stopped(place: Path, line: list[str], number: int) -> tuple[int, str]:
         while process.poll() is None and saved(place) == before:
             assert time.monotonic() < limit
             time.sleep(0.02)
-        assert not (place / OUT).exists()
+        assert process.poll() is None and not (place / OUT).exists(), "it ended before it could be stopped"
         process.send_signal(number)
         code = process.wait(120)
         messages.seek(0)
