@@ -20,7 +20,7 @@ from model.errors import UserError
 from model.layouts import Layout
 from model.nets.empty import distinct_persons
 from model.nets.memory import channels_first, joints_last
-from model.nets.norm import BatchNorm, norm_relu, weighted
+from model.nets.norm import BatchNorm, weighted
 from model.nets.temporal import MultiScaleTemporal, TemporalUnit
 
 # What a graph convolution's `topologies(x)` answers for its input x (N, C, T, V): "base" (K, V, V) is A_0, which all
@@ -83,7 +83,7 @@ class Block(nn.Module):
         """The temporal unit of `y`, what the graph convolution made of the block's input `x`, and the residual."""
         residual = x if self.keeps_input else None if self.residual is None else self.residual(x)
         if isinstance(self.tcn, TemporalUnit | MultiScaleTemporal) and not self.tcn.drop.active:
-            return norm_relu(self.tcn.bn, self.tcn.before_norm(y), residual)
+            return self.tcn.joined(y, residual)
         y = self.tcn(y)
         return F.relu(y) if residual is None else F.relu(y + residual, inplace=True)
 

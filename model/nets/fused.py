@@ -5,6 +5,7 @@ inputs and what stands before a norm, while activations, topologies and joined s
 is (N, T, V, C); at the entrance and exit (N, C, T, V) with channels last in memory.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from model.nets.norm import (
     CACHED,
+    Slope,
     Statistics,
+    Sums,
     as_rows,
     backward,
     channels_last,
@@ -90,6 +93,53 @@ def _images(x: Tensor) -> Tensor:
     clips, frames, joints, channels = x.shape
     parts = next((k for k in range(1, frames + 1) if frames % k == 0 and clips * k >= 16), frames)
     return first(x.reshape(clips * parts, frames // parts, joints, channels))
+
+
+class Ending:
+    """The end of a unit: norm, residual and ReLU of rows that come clip by clip; what stood before it is kept."""
+
+    def __init__(self, norm: Any, like: Tensor, columns: int, weight: Tensor, bias: Tensor) -> None:
+        self.norm, self.weight, self.bias = norm, weight, bias
+        self.rows: list[Tensor] = []
+        self.sums = Sums(like, len(like), columns)
+
+    def add(self, clip: int, rows: Tensor) -> None:
+        """rows (T*V, C) of the next clip."""
+        self.rows.append(rows)
+        if self.norm.training:
+            self.sums.add(clip, rows)
+
+    def out(self, shape: tuple[int, int, int], residual: Tensor | None, *, relu: bool = True) -> Tensor:
+        """(N, C, T, V) of clips of this shape (N, T, V); the running statistics move."""
+        if self.norm.training:
+            self.found = self.sums.merged(self.norm.eps)
+            self.norm.track(self.found)
+        else:
+            self.found = running(self.norm)
+        scale, shift = self.found.affine(self.weight, self.bias, self.rows[0].dtype)
+        y = self.rows[0].new_empty(*shape, len(scale))
+        added = None if residual is None else as_rows(channels_last(residual))
+        for clip, (rows, out) in enumerate(zip(self.rows, flat(y), strict=True)):
+            torch.addcmul(shift, rows, scale, out=out)
+            if added is not None:
+                out += added[clip]
+            if relu:
+                out.relu_()
+        return first(y)
+
+    @staticmethod
+    def gather(
+        grad: Tensor, out: Tensor, rows: Sequence[Tensor], found: Statistics, weight: Tensor, *, relu: bool
+    ) -> tuple[Tensor, Slope]:
+        """The gradient behind the ReLU, which is the residual's, as rows (N, T*V, C), and the norm's slope."""
+        slope = Slope(found, weight)
+        grad = as_rows(channels_last(grad))
+        behind = torch.empty_like(grad) if relu else grad
+        for clip, y in enumerate(as_rows(out)):
+            if relu:
+                torch.ops.aten.threshold_backward.grad_input(grad[clip], y, 0, grad_input=behind[clip])
+            slope.add(behind[clip], rows[clip])
+        return behind, slope
 
 
 class Aggregate(torch.autograd.Function):

@@ -1,16 +1,20 @@
-"""The temporal unit of several branches as one step on CPU, forward and backward; see `model.nets.fused`."""
+"""The temporal unit of several branches as one step on CPU, forward and backward; see `model.nets.fused`.
 
-from collections.abc import Sequence
+Clip by clip, so that what is made anew for the next step is still in the cache: frames (T, J, C), where J counts the
+joints and, last, the global one if there is one.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import conv_gradients, first, flat, found_by, last, project, project_gradients
-from model.nets.norm import Statistics, apply, backward, channels_last
+from model.nets.fused import Ending, first
+from model.nets.norm import Slope, Statistics, Sums, as_rows, channels_last, running
+from model.nets.onednn import product
 
 
 @dataclass(frozen=True)
@@ -39,26 +43,23 @@ class Plan:
     stride: int
     width: int
 
+    @property
+    def normed(self) -> int:
+        """Columns of the projection that pass the norm; they come first."""
+        return self.branches[-1].inside.stop
 
-def _with_mean(x: Tensor, whole: Tensor | None) -> Tensor:
-    return x.contiguous() if whole is None else torch.cat([x, whole], 2)
-
-
-def _spread(out: Tensor, x: Tensor, coefficients: Tensor | None) -> Tensor | None:
-    """Writes to `out` the joints of x, the last of which stands for all and is added to each; returns that one."""
-    if coefficients is None:
-        out.copy_(x)
-        return None
-    local, whole = x.split([x.shape[2] - 1, 1], 2)
-    torch.addcmul(local, whole, coefficients, out=out)
-    return whole
+    @property
+    def margin(self) -> int:
+        """Frames of zeros that the branches need before and after a clip."""
+        return max(branch.padding for branch in self.branches)
 
 
 class MultiScale(torch.autograd.Function):
-    """Projection, branches over time, joining, norm, ReLU, projection: all but the unit's last norm.
+    """Projection, branches over time, joining, norm, ReLU, projection, and the ending: norm, residual, ReLU.
 
-    x (N, C, T, V); `weight` (C', C, 1, 1) projects for all branches, those with a norm first; `last` is the
-    projection after the second norm; `kernels` are weight and bias of each branch that convolves.
+    x (N, C, T, V); `weight` (C', C, 1, 1) projects for all branches, those with a norm first; `last_weight` is the
+    projection after the second norm; `kernels` are weight and bias of each branch that convolves. The norms are those
+    after the first projection, of the joined branches, and of the ending.
     """
 
     @staticmethod
@@ -66,7 +67,9 @@ class MultiScale(torch.autograd.Function):
         ctx: Any,
         plan: Plan,
         norms: Sequence[Any],
+        relu: bool,
         x: Tensor,
+        residual: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         gamma: Tensor,
@@ -76,117 +79,233 @@ class MultiScale(torch.autograd.Function):
         beta2: Tensor,
         last_weight: Tensor,
         last_bias: Tensor,
+        gamma3: Tensor,
+        beta3: Tensor,
         *kernels: Tensor,
     ) -> Tensor:
-        u = project(last(x), weight, bias)
-        clips, frames, joints, _ = u.shape
-        y = u.new_empty(clips, -(-frames // plan.stride), joints, plan.width)
+        x = channels_last(x)
+        clips, _, frames, joints = x.shape
         column = None if coefficients is None else coefficients[:joints, None]
-        means = None if column is None else u.mean(2, keepdim=True)
-        wholes: list[Tensor | None] = []
-        found: list[Statistics] = []
-        pairs = iter(zip(kernels[::2], kernels[1::2], strict=True))
-        for branch in plan.branches:
-            part = _with_mean(u[..., branch.inside], None if means is None else means[..., branch.inside])
-            found.append(found_by(norms[0], branch.inside, flat(part)))
-            affine = found[-1].affine(gamma[branch.inside], beta[branch.inside], x.dtype)
-            apply(flat(part), affine, flat(part))
-            if branch.dilation:
-                kernel = next(pairs)
-                end = F.conv2d(first(part), *kernel, (plan.stride, 1), (branch.padding, 0), (branch.dilation, 1))
-            else:
-                end = F.max_pool2d(first(part), (branch.kernel, 1), (plan.stride, 1), (branch.padding, 0))
-            wholes.append(_spread(y[..., branch.outside], last(end), column))
-        for inside, outside in plan.plain:
-            strided = u[:, :: plan.stride, :, inside]
-            if means is None or column is None:
-                y[..., outside] = strided
-            else:
-                whole = means[:, :: plan.stride, :, inside]
-                wholes.append(whole)
-                torch.addcmul(strided, whole, column, out=y[..., outside])
-        second = found_by(norms[1], slice(None), flat(y))
-        if norms[0].training:
-            norms[0].track(_joined(found))
+        matrices = _matrices(plan, kernels)
+
+        u, sums = [], Sums(x, clips, len(weight))
+        for clip, rows in enumerate(as_rows(x)):
+            projected = product(rows, weight.flatten(1), bias).view(frames, joints, -1)
+            u.append(projected if column is None else torch.cat([projected, projected.mean(1, keepdim=True)], 1))
+            sums.add(clip, u[-1].flatten(0, 1))
+        training = norms[0].training
+        found = sums.merged(norms[0].eps).columns(slice(plan.normed)) if training else running(norms[0])
+        affine = _extended(found.affine(gamma, beta, x.dtype), len(weight))
+
+        y, wholes, sums = [], [], Sums(x, clips, plan.width)
+        padded = _room(plan, u[0])
+        for clip in range(clips):
+            _activate(plan, u[clip], affine, padded)
+            ends = [_end(plan, branch, padded, frames, matrix) for branch, matrix in matrices]
+            ends += [padded[_frames(plan, frames)][..., inside] for inside, _ in plan.plain]
+            joined = torch.cat([ends[i] for i in _order(plan)], 2)
+            if column is not None:
+                local, whole = joined.split([joints, 1], 1)
+                wholes.append(whole.clone())
+                joined = torch.addcmul(local, whole, column)
+            y.append(joined)
+            sums.add(clip, joined.flatten(0, 1))
+        second = sums.merged(norms[1].eps) if norms[1].training else running(norms[1])
+        affine2 = second.affine(gamma2, beta2, x.dtype)
+
+        ending = Ending(norms[2], x, len(last_weight), gamma3, beta3)
+        for clip in range(clips):
+            active = torch.addcmul(affine2[1], y[clip], affine2[0]).relu_().flatten(0, 1)
+            ending.add(clip, product(active, last_weight.flatten(1), last_bias))
+        out = ending.out((clips, -(-frames // plan.stride), joints), residual, relu=relu)
+        if training:
+            norms[0].track(found)
             norms[1].track(second)
-        keep = norms[0].training
-        active = torch.empty_like(y) if keep else y
-        apply(flat(y), second.affine(gamma2, beta2, x.dtype), flat(active))
-        if keep:
-            kept = None if column is None else _whole(wholes, plan)
-            ctx.plan, ctx.found, ctx.second = plan, found, second
-            ctx.save_for_backward(
-                x, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, u, y, kept, *kernels[::2]
-            )
-        return first(project(active, last_weight, last_bias))
+            ctx.plan, ctx.found, ctx.second, ctx.ending, ctx.relu = plan, found, second, ending.found, relu
+            ctx.has_residual = residual is not None
+            shared = x, out, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, gamma3, *kernels[::2]
+            ctx.save_for_backward(*shared, *u, *y, *ending.rows, *wholes)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        plan, found = ctx.plan, ctx.found
-        x, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, u, y, whole, *kernels = ctx.saved_tensors
-        joints = u.shape[2]
-        active = apply(flat(y), ctx.second.affine(gamma2, beta2, y.dtype), torch.empty_like(flat(y))).view_as(y)
-        g_y, *g_last = project_gradients(last(channels_last(grad)), active, last_weight)
-        del active
-        g_second = backward(flat(g_y), flat(y), ctx.second, gamma2, beta2)[1:]
-        g_coefficients = g_whole = means = None
-        if coefficients is not None:
-            means = u.mean(2, keepdim=True)
-            g_coefficients = torch.zeros_like(coefficients)
-            g_coefficients[:joints] = (g_y @ whole.transpose(2, 3)).sum((0, 1)).squeeze(1)
-            g_whole = coefficients[:joints] @ g_y
-            g_whole = g_whole.unsqueeze(2)
+        plan: Plan = ctx.plan
+        x, out, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, gamma3, *rest = ctx.saved_tensors
+        clips, _, frames, joints = x.shape
+        shapes = sum(bool(branch.dilation) for branch in plan.branches)
+        kernels, rest = rest[:shapes], rest[shapes:]
+        u, y, z, wholes = (rest[start : start + clips] for start in range(0, 4 * clips, clips))
+        column = None if coefficients is None else coefficients[:joints, None]
 
-        g_u = torch.zeros_like(u) if plan.stride > 1 else torch.empty_like(u)
-        g_gamma, g_beta = torch.empty_like(gamma), torch.empty_like(beta)
-        g_kernels: list[Tensor] = []
-        for branch, statistic in zip(plan.branches, found, strict=True):
-            part = _with_mean(u[..., branch.inside], None if means is None else means[..., branch.inside])
-            g_end = _with_mean(g_y[..., branch.outside], None if g_whole is None else g_whole[..., branch.outside])
-            own = gamma[branch.inside], beta[branch.inside]
-            active = apply(flat(part), statistic.affine(*own, u.dtype), torch.empty_like(flat(part)))
-            active = first(active.view_as(part))
-            if branch.dilation:
-                kernel = kernels[len(g_kernels) // 2]
-                g_part, *rest = conv_gradients(
-                    first(g_end), active, kernel, plan.stride, branch.padding, branch.dilation
-                )
-                g_kernels += rest
-            else:
-                options = (branch.kernel, 1), (plan.stride, 1), (branch.padding, 0)
-                _, places = F.max_pool2d(active, *options, return_indices=True)
-                g_part = torch.ops.aten.max_pool2d_with_indices_backward(
-                    first(g_end), active, *options, (1, 1), False, places
-                )
-            g_part = last(channels_last(g_part))
-            g_norm = backward(flat(g_part), flat(part), statistic, *own)[1:]
-            g_gamma[branch.inside], g_beta[branch.inside] = g_norm
-            if means is None:
-                g_u[..., branch.inside] = g_part
-            else:
-                local, mean = g_part.split([joints, 1], 2)
-                torch.add(local, mean, alpha=1 / joints, out=g_u[..., branch.inside])
+        g_end, slope3 = Ending.gather(grad, out, z, ctx.ending, gamma3, relu=ctx.relu)
+        g_end_norm = slope3.solve()
+        affine2 = ctx.second.affine(gamma2, beta2, x.dtype)
+        slope2, g_y = Slope(ctx.second, gamma2), []
+        g_last = torch.zeros_like(last_weight).flatten(1)
+        for clip in range(clips):
+            g_z = slope3.through(clip, g_end[clip], z[clip])
+            active = torch.addcmul(affine2[1], y[clip], affine2[0]).relu_().flatten(0, 1)
+            g_last += product(g_z.t(), active.t())
+            g_active = product(g_z, last_weight.flatten(1).t())
+            torch.ops.aten.threshold_backward.grad_input(g_active, active, 0, grad_input=g_active)
+            slope2.add(g_active, y[clip].flatten(0, 1))
+            g_y.append(g_active)
+        g_second = slope2.solve()
+
+        affine = _extended(ctx.found.affine(gamma, beta, x.dtype), len(weight))
+        slope = Slope(ctx.found.extended(len(weight)), torch.cat([gamma, gamma.new_ones(len(weight) - len(gamma))]))
+        g_coefficients = None if coefficients is None else torch.zeros_like(coefficients)
+        g_wholes = gamma2.new_zeros(plan.width)
+        matrices = _matrices(plan, kernels, every=1)
+        g_matrices = [None if matrix is None else torch.zeros_like(matrix[0]) for _, matrix in matrices]
+        g_u, padded = [], _room(plan, u[0])
+        for clip in range(clips):
+            own = slope2.through(clip, g_y[clip], y[clip].flatten(0, 1)).view_as(y[clip])
+            g_y[clip] = own[:0]
+            if column is not None and g_coefficients is not None:
+                g_coefficients[:joints] += torch.bmm(own, wholes[clip].transpose(1, 2)).sum((0, 2))
+                whole = torch.bmm(column.t().expand(len(own), 1, -1), own)
+                g_wholes += whole.sum((0, 1))
+                own = torch.cat([own, whole], 1)
+            _activate(plan, u[clip], affine, padded)
+            g_padded = torch.zeros_like(padded)
+            for (branch, matrix), g_matrix in zip(matrices, g_matrices, strict=True):
+                _end_gradients(plan, branch, padded, own[..., branch.outside], matrix, g_matrix, g_padded)
+            for inside, outside in plan.plain:
+                g_padded[_frames(plan, frames)][..., inside] = own[..., outside]
+            inner = slice(plan.margin, plan.margin + frames)
+            normed = g_padded[inner, :, : plan.normed]
+            torch.ops.aten.threshold_backward.grad_input(
+                normed, padded[inner, :, : plan.normed], 0, grad_input=normed
+            )
+            g_u.append(g_padded[inner].flatten(0, 1))
+            slope.add(g_u[-1], u[clip].flatten(0, 1))
+        g_gamma, g_beta = (each[: plan.normed] for each in slope.solve())
+        slope.pass_on(slice(plan.normed, None))
+
+        g_x, g_weight = torch.empty_like(as_rows(x)), torch.zeros_like(weight).flatten(1)
+        for clip, rows in enumerate(as_rows(x)):
+            own = slope.through(clip, g_u[clip], u[clip].flatten(0, 1)).view_as(u[clip])
+            g_u[clip] = own[:0]
+            if column is not None:
+                local, mean = own.split([joints, 1], 1)
+                own = torch.add(local, mean, alpha=1 / joints)
+            own = own.flatten(0, 1)
+            g_weight += product(own.t(), rows.t())
+            g_x[clip] = product(own, weight.flatten(1).t())
+        # A norm takes away what a bias before it adds, so its gradient is zero; but the global joint's share of it
+        # differs from joint to joint.
+        g_bias = torch.zeros_like(weight[:, 0, 0, 0])
         for inside, outside in plan.plain:
-            place = g_u[:, :: plan.stride, :, inside]
-            if g_whole is None:
-                place.copy_(g_y[..., outside])
-            else:
-                torch.add(g_y[..., outside], g_whole[..., outside], alpha=1 / joints, out=place)
-        g_x, *rest = project_gradients(g_u, last(x), weight)
-        return None, None, first(g_x), *rest, g_gamma, g_beta, g_coefficients, *g_second, *g_last, *g_kernels
+            g_bias[inside] = g_wholes[outside]
+        g_kernels = []
+        for (branch, _), g_matrix in zip(matrices, g_matrices, strict=True):
+            if g_matrix is not None:
+                shape = len(g_matrix), branch.kernel, -1
+                g_kernels += [g_matrix.view(shape).transpose(1, 2)[..., None], g_wholes[branch.outside]]
+        g_first = g_weight.view_as(weight), g_bias, g_gamma, g_beta, g_coefficients
+        g_rest = *g_second, g_last.view_as(last_weight), torch.zeros_like(last_weight[:, 0, 0, 0]), *g_end_norm
+        g_residual = first(g_end.view_as(out.permute(0, 2, 3, 1))) if ctx.has_residual else None
+        return None, None, None, first(g_x.view(clips, frames, joints, -1)), g_residual, *g_first, *g_rest, *g_kernels
 
 
-def _whole(wholes: Sequence[Tensor | None], plan: Plan) -> Tensor:
-    """The global joint's outputs of all branches, by their columns."""
-    columns = [branch.outside for branch in plan.branches] + [outside for _, outside in plan.plain]
-    order = sorted(range(len(columns)), key=lambda i: columns[i].start)
-    return torch.cat([tensor for i in order if (tensor := wholes[i]) is not None], 3)
+def _extended(affine: tuple[Tensor, Tensor], columns: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm, and of further columns that pass as they are."""
+    scale, shift = affine
+    more = columns - len(scale)
+    return torch.cat([scale, scale.new_ones(more)]), torch.cat([shift, shift.new_zeros(more)])
 
 
-def _joined(found: Sequence[Statistics]) -> Statistics:
-    """The statistics of columns that were found apart."""
-    mean, variance, inverse = (
-        torch.cat([getattr(each, name) for each in found]) for name in ("mean", "variance", "inverse")
-    )
-    return Statistics(mean, variance, inverse, found[0].rows, found[0].weights)
+def _matrices(
+    plan: Plan, kernels: Sequence[Tensor], every: int = 2
+) -> list[tuple[Branch, tuple[Tensor, Tensor | None] | None]]:
+    """Each branch and, if it convolves, its kernel as a matrix (C, kernel * C) and its bias."""
+    groups = iter(kernels[i : i + every] for i in range(0, len(kernels), every))
+    found: list[tuple[Branch, tuple[Tensor, Tensor | None] | None]] = []
+    for branch in plan.branches:
+        if branch.dilation:
+            kernel, *bias = next(groups)
+            matrix = kernel.squeeze(3).transpose(1, 2).flatten(1).contiguous()
+            found.append((branch, (matrix, bias[0] if bias else None)))
+        else:
+            found.append((branch, None))
+    return found
+
+
+def _order(plan: Plan) -> list[int]:
+    """The ends, branches before plain ones, by their columns."""
+    starts = [branch.outside.start for branch in plan.branches] + [outside.start for _, outside in plan.plain]
+    return sorted(range(len(starts)), key=starts.__getitem__)
+
+
+def _room(plan: Plan, u: Tensor) -> Tensor:
+    """Zeros for the frames of a clip and the margins."""
+    return u.new_zeros(len(u) + 2 * plan.margin, *u.shape[1:])
+
+
+def _activate(plan: Plan, u: Tensor, affine: tuple[Tensor, Tensor], padded: Tensor) -> None:
+    """Writes norm and ReLU of u (T, J, C) between the margins of `padded`; plain columns as they are."""
+    scale, shift = affine
+    inner = padded[plan.margin : plan.margin + len(u)]
+    torch.addcmul(shift, u, scale, out=inner)
+    inner[..., : plan.normed].relu_()
+
+
+def _frames(plan: Plan, frames: int, offset: int = 0) -> slice:
+    """Where the frames of the output lie in a padded clip, moved by `offset`."""
+    start = plan.margin + offset
+    return slice(start, start + frames, plan.stride)
+
+
+def _taps(plan: Plan, branch: Branch, padded: Tensor, frames: int) -> Iterator[Tensor]:
+    """Views (T', J, C) of the branch's columns, one for each frame of its kernel."""
+    for i in range(branch.kernel):
+        yield padded[_frames(plan, frames, i * max(1, branch.dilation) - branch.padding)][..., branch.inside]
+
+
+def _end(
+    plan: Plan, branch: Branch, padded: Tensor, frames: int, matrix: tuple[Tensor, Tensor | None] | None
+) -> Tensor:
+    """What a branch makes of a clip: (T', J, C)."""
+    taps = list(_taps(plan, branch, padded, frames))
+    if matrix is None:
+        return _largest(taps)
+    together = torch.cat(taps, 2)
+    return product(together.flatten(0, 1), *matrix).view(*together.shape[:2], -1)
+
+
+def _largest(taps: Sequence[Tensor]) -> Tensor:
+    # Margins are zero, and so is the least that a rectifier leaves.
+    largest = taps[0]
+    for tap in taps[1:]:
+        largest = torch.maximum(largest, tap)
+    return largest
+
+
+def _end_gradients(
+    plan: Plan,
+    branch: Branch,
+    padded: Tensor,
+    grad: Tensor,
+    matrix: tuple[Tensor, Tensor | None] | None,
+    g_matrix: Tensor | None,
+    g_padded: Tensor,
+) -> None:
+    """Adds the gradients of `_end` to those of the matrix and of the padded clip."""
+    frames = len(padded) - 2 * plan.margin
+    taps = list(_taps(plan, branch, padded, frames))
+    places = list(_taps(plan, branch, g_padded, frames))
+    if matrix is None or g_matrix is None:
+        largest = _largest(taps)
+        # Of equal frames the first gets the gradient, as in torch.
+        for tap, place in zip(taps, places, strict=True):
+            own = torch.where(tap == largest, grad, 0)
+            place += own
+            grad = grad - own
+        return
+    rows, together = grad.flatten(0, 1).contiguous(), torch.cat(taps, 2).flatten(0, 1)
+    g_matrix += product(rows.t(), together.t())
+    parts = product(rows, matrix[0].t()).view(*grad.shape[:2], branch.kernel, -1)
+    for i, place in enumerate(places):
+        place += parts[:, :, i]

@@ -11,7 +11,7 @@ A clip may stand for several equal ones (`weighted`): the statistics then are th
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,18 @@ class Statistics:
         scale = weight * self.inverse
         return scale.to(dtype), (bias - self.mean * scale).to(dtype)
 
+    def columns(self, chosen: slice) -> "Statistics":
+        """Those of some columns."""
+        return replace(self, mean=self.mean[chosen], variance=self.variance[chosen], inverse=self.inverse[chosen])
+
+    def extended(self, columns: int) -> "Statistics":
+        """With further columns, up to so many, of mean 0 and variance 1."""
+        more = self.mean.new_zeros(columns - len(self.mean))
+        mean, (variance, inverse) = torch.cat([self.mean, more]), (
+            torch.cat([each, more + 1]) for each in (self.variance, self.inverse)
+        )
+        return replace(self, mean=mean, variance=variance, inverse=inverse)
+
 
 def as_rows(x: Tensor) -> Tensor:
     """(N, C, T, V) with channels last in memory -> (N, T*V, C), a view."""
@@ -80,27 +92,81 @@ def chunks(rows: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
-def statistics(rows: Tensor, eps: float) -> Statistics:
-    """Mean and variance over clips and rows, merged from those of each clip (Chan et al. 1979)."""
-    per_clip = rows.shape[1]
-    sums, squares = rows.new_empty(2, len(rows), rows.shape[2])
-    for part in chunks(rows):
-        sums[part] = rows[part].sum(1)
-        centred = rows[part] - sums[part, None] / per_clip
-        squares[part] = centred.mul_(centred).sum(1)
-    weights = _weights.get()
-    sums, squares = sums.double(), squares.double()
-    means = sums / per_clip
-    if weights is None:
-        count = float(len(rows) * per_clip)
-        mean = sums.sum(0) / count
-        variance = (squares + per_clip * (means - mean).square()).sum(0) / count
-    else:
-        weights = weights.to(sums)
+class Sums:
+    """Of each clip the sums and centred squares of its rows, gathered as clips are made: `merged` are the batch's."""
+
+    def __init__(self, like: Tensor, clips: int, columns: int) -> None:
+        self.sums, self.squares = like.new_empty(2, clips, columns, dtype=torch.float64)
+        self.per_clip = 0
+
+    def add(self, part: int | slice, rows: Tensor) -> None:
+        """rows (..., rows, C) of one or several clips."""
+        self.per_clip = rows.shape[-2]
+        sums = rows.sum(-2, keepdim=True)
+        centred = rows - sums / self.per_clip
+        self.sums[part] = sums.squeeze(-2)
+        self.squares[part] = centred.mul_(centred).sum(-2)
+
+    def add_turned(self, clip: int, columns: Tensor) -> None:
+        """columns (C, rows) of one clip."""
+        self.per_clip = columns.shape[1]
+        # Centred by the mean of a few: subtracting the exact one would take a pass of its own.
+        near = columns[:, :64].mean(1)
+        centred = scaled(columns, torch.ones_like(near), -near)
+        sums, squares = turned_sums(centred, centred, torch.zeros_like(near))
+        self.sums[clip] = sums + near.double() * self.per_clip
+        self.squares[clip] = squares - sums.square() / self.per_clip
+
+    def merged(self, eps: float) -> Statistics:
+        """Mean and variance over clips and rows, merged from those of each clip (Chan et al. 1979)."""
+        per_clip, weights = self.per_clip, _weights.get()
+        means = self.sums / per_clip
+        weights = means.new_ones(len(means)) if weights is None else weights.to(means)
         count = float(weights.sum()) * per_clip
-        mean = weights @ sums / count
-        variance = weights @ (squares + per_clip * (means - mean).square()) / count
-    return Statistics(mean, variance, (variance + eps).rsqrt(), count, weights)
+        mean = weights @ self.sums / count
+        variance = weights @ (self.squares + per_clip * (means - mean).square()) / count
+        return Statistics(mean, variance, (variance + eps).rsqrt(), count, weights)
+
+
+def statistics(rows: Tensor, eps: float) -> Statistics:
+    """Mean and variance of rows (N, rows, C) over clips and rows."""
+    sums = Sums(rows, len(rows), rows.shape[2])
+    for part in chunks(rows):
+        sums.add(part, rows[part])
+    return sums.merged(eps)
+
+
+def scaled(columns: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * columns + shift of columns (C, rows); torch's broadcasting takes three times as long."""
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.native_batch_norm(columns[None], scale, shift, zero, one, False, 0.0, 0.0)[0][0]
+
+
+def row_sums(grad: Tensor, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (C,) of grad and of grad * (rows - mean) over rows (..., C), in one pass and in float64.
+
+    Torch adds rows up one after another; several rows side by side shorten that sum, which leaves a digit more.
+    """
+    columns = rows.shape[-1]
+    beside = next(k for k in (5, 4, 3, 2, 1) if rows.numel() // columns % k == 0)
+    shape = -1, beside * columns
+    total, along = _norm_sums(grad.reshape(shape), rows.reshape(shape), mean.repeat(beside))
+    return total.view(beside, -1).double().sum(0), along.view(beside, -1).double().sum(0)
+
+
+def turned_sums(grad: Tensor, columns: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of columns (C, rows)."""
+    total, along = _norm_sums(grad[None], columns[None], mean)
+    return total.double(), along.double()
+
+
+def _norm_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    # What torch's norm sums in its backward pass, for an inverse deviation of 1.
+    wanted = [False, True, True]
+    found = torch.ops.aten.native_batch_norm_backward(
+        grad, x, None, None, None, mean, torch.ones_like(mean), True, 0.0, wanted
+    )
+    return found[2], found[1]
 
 
 def running(norm: Any, columns: slice = slice(None)) -> Statistics:
@@ -123,32 +189,71 @@ def apply(
     return out
 
 
+class Slope:
+    """The gradient of a norm's input: gathered as the gradient of its output is made, clip by clip; then `through`."""
+
+    def __init__(self, found: Statistics, weight: Tensor) -> None:
+        self.found, self.weight = found, weight
+        self.mean = found.mean.to(weight.dtype)
+        self.total, self.along = torch.zeros_like(found.mean), torch.zeros_like(found.mean)
+
+    def add(self, grad: Tensor, rows: Tensor) -> None:
+        """grad and the norm's input, (..., rows, C), of one or several clips."""
+        self._count(*row_sums(grad, rows, self.mean))
+
+    def add_turned(self, grad: Tensor, columns: Tensor) -> None:
+        """The same as (C, rows)."""
+        self._count(*turned_sums(grad, columns, self.mean))
+
+    def _count(self, total: Tensor, along: Tensor) -> None:
+        self.total += total
+        self.along += along
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Gradients of weight and bias, after the last clip; `through` is ready then."""
+        found, dtype = self.found, self.weight.dtype
+        wide = self.weight * found.inverse / found.rows
+        slope = -wide * found.inverse.square() * self.along
+        start = -wide * self.total - slope * found.mean
+        self.scale = (self.weight * found.inverse).to(dtype)
+        weights = found.weights
+        # A clip that stands for several takes its part of the common terms as often.
+        assert weights is not None
+        self.slope, self.start = ((weights[:, None] * each).to(dtype) for each in (slope, start))
+        return (self.along * found.inverse).to(dtype), self.total.to(dtype)
+
+    def pass_on(self, columns: slice) -> None:
+        """In these columns there is no norm: `through` gives what it gets."""
+        self.scale[columns] = 1
+        self.slope[:, columns] = self.start[:, columns] = 0
+
+    def through(self, part: int | slice, grad: Tensor, rows: Tensor) -> Tensor:
+        """The gradient of the input (..., rows, C) of one or several clips, a tensor of its own."""
+        start, slope = (each[part].unsqueeze(-2) for each in (self.start, self.slope))
+        return torch.addcmul(start, rows, slope).addcmul_(grad, self.scale)
+
+    def through_turned(self, clip: int, grad: Tensor, columns: Tensor) -> Tensor:
+        """The same as (C, rows)."""
+        return scaled(columns, self.slope[clip], self.start[clip]).addcmul_(grad, self.scale[:, None])
+
+
 def backward(
     grad: Tensor, rows: Tensor, found: Statistics, weight: Tensor, bias: Tensor, *, relu: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the norm's input (written over `grad`), weight and bias, through the rectifier if there is one."""
-    dtype = rows.dtype
-    scale, shift = found.affine(weight, bias, dtype)
-    mean = found.mean.to(dtype)
-    total, along = rows.new_zeros(2, rows.shape[2], dtype=torch.float64)
+    scale, shift = found.affine(weight, bias, rows.dtype)
+    slope = Slope(found, weight)
     for part in chunks(rows):
         piece = grad[part]
         if relu:
             torch.ops.aten.threshold_backward.grad_input(
                 piece, torch.addcmul(shift, rows[part], scale), 0, grad_input=piece
             )
-        total += piece.sum(1).double().sum(0)
-        along += (rows[part] - mean).mul_(piece).sum(1).double().sum(0)
-    wide = weight * found.inverse / found.rows
-    slope = -wide * found.inverse.square() * along
-    start = (-wide * total - slope * found.mean).to(dtype)
-    slope = slope.to(dtype)
+        slope.add(piece, rows[part])
+    rest = slope.solve()
     for part in chunks(rows):
-        common = torch.addcmul(start, rows[part], slope)
-        if found.weights is not None:
-            common.mul_(found.weights[part, None, None].to(dtype))
-        grad[part].mul_(scale).add_(common)
-    return grad, (along * found.inverse).to(weight.dtype), total.to(bias.dtype)
+        grad[part] = slope.through(part, grad[part], rows[part])
+    return grad, *rest
 
 
 class BatchNorm(nn.BatchNorm2d):

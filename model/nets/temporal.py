@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.distributed import SharedDropout
 from model.nets import fused, fused_time
 from model.nets.memory import channels_first, joints_last
-from model.nets.norm import BatchNorm
+from model.nets.norm import BatchNorm, norm_relu
 
 Branch = Any  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
@@ -56,9 +56,9 @@ class TemporalUnit(nn.Module):
         self.bn = BatchNorm(out_channels)
         self.drop = SharedDropout(dropout)
 
-    def before_norm(self, x: Tensor) -> Tensor:
-        """All but norm and dropout."""
-        return self.conv(x)
+    def joined(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """ReLU(norm(convolution) + residual), without the dropout."""
+        return norm_relu(self.bn, self.conv(x), residual)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.bn(self.conv(x)))
@@ -126,12 +126,20 @@ class MultiScaleTemporal(nn.Module):
         self.drop = SharedDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.bn(self.before_norm(x)))
+        if self._fits(x):
+            return self.drop(self._fused(x, None, relu=False))
+        return self.drop(self.bn(self._before_norm(x)))
 
-    def before_norm(self, x: Tensor) -> Tensor:
-        """All but the last norm and dropout."""
-        if self.normed and fused.fits(x, self.squeeze_bn, self.transform_bn):
-            return self._fused(x)
+    def joined(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """ReLU of the last norm plus residual, without the dropout."""
+        if self._fits(x):
+            return self._fused(x, residual)
+        return norm_relu(self.bn, self._before_norm(x), residual)
+
+    def _fits(self, x: Tensor) -> bool:
+        return bool(self.normed) and fused.fits(x, self.squeeze_bn, self.transform_bn, self.bn)
+
+    def _before_norm(self, x: Tensor) -> Tensor:
         num_joints = x.shape[3]
         if self.add_coeff is not None:
             x = joints_last(x)
@@ -150,13 +158,15 @@ class MultiScaleTemporal(nn.Module):
             y = channels_first(torch.addcmul(local, whole, self.add_coeff[:num_joints, None]))
         return self.transform(F.relu(self.transform_bn(y), inplace=True))
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, residual: Tensor | None, *, relu: bool = True) -> Tensor:
         projections: list[Any] = [self.squeeze, *([self.shortcut] if self.plain else [])]
         kernels = [p for branch in self.branches.values() for p in branch.parameters()]
         return fused_time.MultiScale.apply(
             self.plan,
-            (self.squeeze_bn, self.transform_bn),
+            (self.squeeze_bn, self.transform_bn, self.bn),
+            relu,
             x,
+            residual,
             torch.cat([conv.weight for conv in projections]),
             torch.cat([conv.bias for conv in projections]),
             self.squeeze_bn.weight,
@@ -166,6 +176,8 @@ class MultiScaleTemporal(nn.Module):
             self.transform_bn.bias,
             self.transform.weight,
             self.transform.bias,
+            self.bn.weight,
+            self.bn.bias,
             *kernels,
         )
 
