@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets import fused
+from model.nets import fused, fused_space
 from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, channels_together, frames_together, joints_last
 from model.nets.norm import BatchNorm, norm_relu
@@ -63,22 +63,46 @@ class TopologyConv(nn.Module):
         """
         shared, q, k = self._compare_joints(x) if self.adapts else (None, None, None)
         topology = self.A[None, :, None] if shared is None else shared + self.A[:, None]  # (N or 1, K, 1, V, V)
-        norm: Any = self.pre[1]
+        keeps = isinstance(self.down, nn.Identity)
+        residual = None if keeps else self.down(x)
         graph = None
-        if rebuild is None and fused.fits(x, norm):
-            scale = None if self.alpha is None else self.alpha[0]
-            compared = (q, k) if scale is not None else (None, None)
-            y = fused.Aggregate.apply(norm, self.pre[0](x), norm.weight, norm.bias, topology, *compared, scale)
+        if rebuild is None and fused.fits(x, self.pre[1], self.bn):
+            y = self._fused(x, keeps, residual, topology, q, k)
         else:
             value = frames_together(self.pre(x)).unflatten(1, (self.subsets, -1))  # (N, K, C, T, V)
             topology = self._add_inter(topology, q, k)
             if rebuild is not None:
                 graph = rebuild(topology.expand(len(x), -1, value.shape[2], -1, -1).flatten(1, 2))
                 topology = graph.unflatten(1, (self.subsets, -1))
-            y = channels_together((value @ topology).flatten(1, 2))
+            mixed = channels_together((value @ topology).flatten(1, 2))
+            y = norm_relu(self.bn, self.post(mixed), x if residual is None else residual)
         if want_graph and graph is None and shared is not None:
             graph = self._add_inter(shared, q, k).expand(-1, -1, self.width // self.subsets, -1, -1).flatten(1, 2)
-        return norm_relu(self.bn, self.post(y), self.down(x)), graph
+        return y, graph
+
+    def _fused(
+        self, x: Tensor, keeps: bool, residual: Tensor | None, topology: Tensor, q: Tensor | None, k: Tensor | None
+    ) -> Tensor:
+        pre: Any = self.pre
+        scale = None if self.alpha is None else self.alpha[0]
+        return fused_space.LearnedTopology.apply(
+            pre[1],
+            self.bn,
+            keeps,
+            x,
+            residual,
+            pre[0].weight,
+            pre[0].bias,
+            pre[1].weight,
+            pre[1].bias,
+            topology,
+            *((None, None) if scale is None else (q, k)),
+            scale,
+            self.post.weight,
+            self.post.bias,
+            self.bn.weight,
+            self.bn.bias,
+        )
 
     def topologies(self, x: Tensor) -> Topologies:
         """base (K, V, V); where the block has them inter (N, K, C, V, V), intra (N, K, 1, V, V) and their sum."""

@@ -299,8 +299,9 @@ def _end_gradients(
     if matrix is None or g_matrix is None:
         largest = _largest(taps)
         # Of equal frames the first gets the gradient, as in torch.
+        below = -torch.finfo(grad.dtype).tiny
         for tap, place in zip(taps, places, strict=True):
-            own = torch.where(tap == largest, grad, 0)
+            own = torch.ops.aten.threshold_backward(grad, tap - largest, below)
             place += own
             grad = grad - own
         return

@@ -72,6 +72,10 @@ class Statistics:
         """Those of some columns."""
         return replace(self, mean=self.mean[chosen], variance=self.variance[chosen], inverse=self.inverse[chosen])
 
+    def moved(self, by: Tensor) -> "Statistics":
+        """Those of rows to which this is added."""
+        return replace(self, mean=self.mean + by)
+
     def extended(self, columns: int) -> "Statistics":
         """With further columns, up to so many, of mean 0 and variance 1."""
         more = self.mean.new_zeros(columns - len(self.mean))
