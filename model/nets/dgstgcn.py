@@ -15,6 +15,7 @@ from model.nets import fused, fused_space
 from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, channels_together, frames_together, joints_last
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.onednn import linear
 from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
@@ -48,7 +49,7 @@ class TopologyConv(nn.Module):
         self.post = fused.Pointwise(width, stage.out_channels, 1)
         self.bn = BatchNorm(stage.out_channels)
         self.down = (
-            nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
+            nn.Sequential(fused.Pointwise(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
             if stage.in_channels != stage.out_channels
             else nn.Identity()
         )
@@ -120,9 +121,11 @@ class TopologyConv(nn.Module):
         """Intra (N, K, 1, V, V) or zeros, and what inter compares, q and k (N, K, C, V)."""
         # The projections are linear, so the mean over frames is taken before them instead of after. A sum, as the
         # gradient of a mean is written out for every frame.
-        pooled = channels_first(joints_last(x).sum(1, keepdim=True) / x.shape[2])
-        q = self.conv1(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
-        k = self.conv2(pooled).flatten(2).contiguous().unflatten(1, (self.subsets, -1))
+        pooled = joints_last(x).sum(1) / x.shape[2]  # (N, V, C)
+        q, k = (
+            linear(pooled, conv.weight.flatten(1), conv.bias).transpose(1, 2).contiguous().unflatten(1, (self.subsets, -1))
+            for conv in (self.conv1, self.conv2)
+        )
         if self.beta is None:
             return q.new_zeros(len(q), self.subsets, 1, q.shape[-1], q.shape[-1]), q, k
         intra = self.beta[0] * (q.transpose(2, 3) @ k).softmax(2)

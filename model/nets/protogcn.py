@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributed import SharedDropout
@@ -19,6 +18,7 @@ from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
 from model.nets.dgstgcn import DGSTGCN
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.onednn import linear
 
 # Released settings per stream, the same for every data set.
 STREAM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,8 @@ class PrototypeReconstruction(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(N, V*V, C) -> (N, V*V, C)."""
-        return self.drop(self.memory_matrix(self.query_matrix(pairs).softmax(-1)))
+        shares = linear(pairs, self.query_matrix.weight).softmax(-1)
+        return self.drop(linear(shares, self.memory_matrix.weight))
 
 
 class ProtoGCN(DGSTGCN):
@@ -136,7 +137,8 @@ class ProtoGCN(DGSTGCN):
         pairs = graph.flatten(2).unflatten(0, (-1, persons)).mean(1).transpose(1, 2)  # (N, V*V, C)
         if self.prn is not None and not self.feeds_back:
             pairs = self.prn(pairs)
-        mixed = F.linear(pairs, self.post.weight.flatten(1), self.post.bias)  # norm over clips and joint pairs
+        # The norm is over clips and joint pairs.
+        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias, bias_counts=not self.training)
         return norm_relu(self.bn, mixed.transpose(1, 2)[..., None]).mean(1).flatten(1)
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -49,7 +49,7 @@ class SharedGraphConv(nn.Module):
         self.bn = BatchNorm(stage.out_channels)
         self.with_residual = with_residual
         self.down = (
-            nn.Sequential(nn.Conv2d(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
+            nn.Sequential(fused.Pointwise(stage.in_channels, stage.out_channels, 1), BatchNorm(stage.out_channels))
             if with_residual and stage.in_channels != stage.out_channels
             else nn.Identity()
         )

@@ -52,7 +52,8 @@ class TemporalUnit(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int = 9, stride: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), ((kernel - 1) // 2, 0))
+        kind = fused.Pointwise if kernel == 1 else nn.Conv2d
+        self.conv = kind(in_channels, out_channels, (kernel, 1), (stride, 1), ((kernel - 1) // 2, 0))
         self.bn = BatchNorm(out_channels)
         self.drop = SharedDropout(dropout)
 
