@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -135,3 +136,82 @@ def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None, clip: i
     if tanh is not None and scale is not None:
         own = torch.addcmul(own, tanh, scale)
     return own.expand(-1, channels // len(own), -1, -1).flatten(0, 1)
+
+
+class SharedTopology(torch.autograd.Function):
+    """Joints mixed by each of K topologies, projected and summed, and the ending: norm, residual, ReLU.
+
+    `receivers` (V*K, V) holds topology k of receiver w in row w*K + k, `weight` is (C', K*C, 1, 1), `bias` (V, C'). The
+    residual is x itself if `keeps` is set. Clip by clip with joints before frames, (V, T, C): then one product mixes
+    the joints of all frames, and a kernel over the K topologies projects and sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        end: Any,
+        keeps: bool,
+        x: Tensor,
+        residual: Tensor | None,
+        receivers: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+    ) -> Tensor:
+        x = channels_last(x)
+        clips, channels, frames, joints = x.shape
+        kernel = _over_topologies(weight, channels)
+        ending = Ending(end, x, len(weight), gamma, beta)
+        for clip, source in enumerate(x.permute(0, 2, 3, 1)):
+            mixed = _mixed(source.transpose(0, 1).reshape(joints, -1), receivers, frames)
+            projected = F.conv2d(mixed, kernel).permute(0, 2, 3, 1).squeeze(1)  # (V, T, C')
+            rows = torch.add(projected.transpose(0, 1), bias, out=x.new_empty(frames, joints, len(weight)))
+            ending.add(clip, rows.flatten(0, 1))
+        out = ending.out((clips, frames, joints), x if keeps else residual)
+        if end.training:
+            ctx.ending, ctx.keeps, ctx.has_residual = ending.found, keeps, residual is not None
+            ctx.save_for_backward(x, out, receivers, weight, bias, gamma, *ending.rows)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, out, receivers, weight, bias, gamma, *z = ctx.saved_tensors
+        clips, channels, frames, joints = x.shape
+        matrix = weight.flatten(1)
+        g_end, slope = Ending.gather(grad, out, z, ctx.ending, gamma, relu=True)
+        g_norm = slope.solve()
+        g_receivers, g_matrix, g_bias = (torch.zeros_like(each) for each in (receivers, matrix, bias))
+        g_x = g_end if ctx.keeps else x.new_empty(clips, frames * joints, channels)
+        for clip, frames_first in enumerate(x.permute(0, 2, 3, 1)):
+            g_z = slope.through(clip, g_end[clip], z[clip]).view(frames, joints, -1)
+            g_bias += g_z.sum(0)
+            g_z = g_z.transpose(0, 1).flatten(0, 1)
+            source = frames_first.transpose(0, 1).reshape(joints, -1)
+            # For products of single rows the topologies move next to the channels, (V, T, K, C).
+            mixed = _mixed(source, receivers, frames).permute(0, 3, 2, 1).reshape(len(g_z), -1)
+            g_matrix += product(g_z.t(), mixed.t())
+            g_mixed = product(g_z, matrix.t()).view(joints, frames, -1, channels).transpose(1, 2)
+            g_mixed = g_mixed.reshape(len(receivers), -1)
+            g_receivers += product(g_mixed, source)
+            g_source = product(receivers.t(), g_mixed.t()).view(joints, frames, -1).transpose(0, 1)
+            own = g_x[clip].view(frames, joints, -1)
+            if ctx.keeps:
+                own += g_source
+            else:
+                own.copy_(g_source)
+        g_x, g_residual = (first(each.view(clips, frames, joints, -1)) for each in (g_x, g_end))
+        g_residual = g_residual if ctx.has_residual else None
+        return None, None, g_x, g_residual, g_receivers, g_matrix.view_as(weight), g_bias, *g_norm
+
+
+def _over_topologies(weight: Tensor, channels: int) -> Tensor:
+    """(C', K*C, 1, 1) -> (C', C, K, 1), with C last in memory."""
+    return weight.view(len(weight), -1, channels, 1).transpose(1, 2)
+
+
+def _mixed(source: Tensor, receivers: Tensor, frames: int) -> Tensor:
+    """(V, T*C) -> (V, C, K, T) with C last in memory."""
+    joints = receivers.shape[1]
+    return product(receivers, source.t()).view(joints, -1, frames, source.shape[1] // frames).permute(0, 3, 1, 2)

@@ -14,8 +14,13 @@ ROWS = 2500  # of a product over many rows at a time: more leave the cache
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (m, k) @ b (n, k).T + bias (n,): (m, n). Either may be transposed in memory; autograd does not see it."""
     if _THERE and a.dtype == torch.float32 and a.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "none", [], "")
     return F.linear(a, b, bias)
+
+
+def _dense(a: Tensor) -> Tensor:
+    # A part of wider rows would take oneDNN a thousand times as long.
+    return a if a.is_contiguous() or a.t().is_contiguous() else a.contiguous()
 
 
 class _Linear(torch.autograd.Function):

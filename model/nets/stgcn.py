@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets import fused
+from model.nets import fused, fused_space
 from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu
@@ -61,13 +61,15 @@ class SharedGraphConv(nn.Module):
         kernel = self.conv.weight.unflatten(0, (self.subsets, -1)).transpose(0, 1).flatten(1, 2)
         offsets: Any = self.conv.bias
         bias = weights.sum(1).T @ offsets.view(self.subsets, -1)  # (W, C')
+        keeps = self.with_residual and isinstance(self.down, nn.Identity)
+        residual = self.down(x) if self.with_residual and not keeps else None
         if fused.fits(x, self.bn):
-            y = fused.SharedTopology.apply(x, receivers, kernel, bias)
-        else:
-            source = joints_last(x)  # (N, T, V, C)
-            mixed = (receivers.to(source.dtype) @ source).view(*source.shape[:3], -1)
-            y = F.conv2d(channels_first(mixed), kernel) + bias.T[:, None]
-        return norm_relu(self.bn, y, self.down(x) if self.with_residual else None)
+            own = self.bn.weight, self.bn.bias
+            return fused_space.SharedTopology.apply(self.bn, keeps, x, residual, receivers, kernel, bias, *own)
+        source = joints_last(x)  # (N, T, V, C)
+        mixed = (receivers.to(source.dtype) @ source).view(*source.shape[:3], -1)
+        y = F.conv2d(channels_first(mixed), kernel) + bias.T[:, None]
+        return norm_relu(self.bn, y, x if keeps else residual)
 
     def topologies(self, x: Tensor) -> Topologies:
         """The learned A, or the fixed A and, as "enhanced", A times the learned weights; the same for all clips."""
