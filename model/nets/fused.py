@@ -100,16 +100,16 @@ def _images(x: Tensor) -> Tensor:
 class Ending:
     """The end of a unit: norm, residual and ReLU of rows that come clip by clip; what stood before it is kept."""
 
-    def __init__(self, norm: Any, like: Tensor, columns: int, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, norm: Any, weight: Tensor, bias: Tensor) -> None:
         self.norm, self.weight, self.bias = norm, weight, bias
         self.rows: list[Tensor] = []
-        self.sums = Sums(like, len(like), columns)
+        self.sums = Sums()
 
-    def add(self, clip: int, rows: Tensor) -> None:
+    def add(self, rows: Tensor) -> None:
         """rows (T*V, C) of the next clip."""
         self.rows.append(rows)
         if self.norm.training:
-            self.sums.add(clip, rows)
+            self.sums.add(rows)
 
     def out(self, shape: tuple[int, int, int], residual: Tensor | None, *, relu: bool = True) -> Tensor:
         """(N, C, T, V) of clips of this shape (N, T, V); the running statistics move."""

@@ -44,19 +44,19 @@ class LearnedTopology(torch.autograd.Function):
     ) -> Tensor:
         x = channels_last(x)
         clips, _, frames, joints = x.shape
-        u, sums = [], Sums(x, clips, len(weight))
-        for clip, rows in enumerate(as_rows(x)):
+        u, sums = [], Sums()
+        for rows in as_rows(x):
             u.append(product(weight.flatten(1), rows))
             if norm.training:
-                sums.add_turned(clip, u[-1])
+                sums.add_turned(u[-1])
         # The projection's bias would take a pass of its own, and only moves the mean.
         found = sums.merged(norm.eps) if norm.training else running(norm).moved(-bias)
         affine = found.affine(gamma, beta, x.dtype)
-        ending = Ending(end, x, len(last_weight), gamma2, beta2)
+        ending = Ending(end, gamma2, beta2)
         for clip in range(clips):
             values = scaled(u[clip], *affine).relu_().view(-1, frames, joints)
             mixed = torch.bmm(values, _topology(shared, _tanh(q, k, clip), scale, clip, len(values)))
-            ending.add(clip, product(mixed.view(len(values), -1).t(), last_weight.flatten(1), last_bias))
+            ending.add(product(mixed.view(len(values), -1).t(), last_weight.flatten(1), last_bias))
         out = ending.out((clips, frames, joints), x if keeps else residual)
         if norm.training:
             norm.track(found.moved(bias))
@@ -105,7 +105,6 @@ class LearnedTopology(torch.autograd.Function):
         g_weight = torch.zeros_like(weight).flatten(1)
         for clip, rows in enumerate(as_rows(x)):
             own = slope.through_turned(clip, g_u[clip], u[clip])
-            g_u[clip] = own[:0]
             g_weight += product(own, rows.t())
             g_rows = product(own.t(), weight.flatten(1).t())
             if ctx.keeps:
@@ -162,12 +161,12 @@ class SharedTopology(torch.autograd.Function):
         x = channels_last(x)
         clips, channels, frames, joints = x.shape
         kernel = _over_topologies(weight, channels)
-        ending = Ending(end, x, len(weight), gamma, beta)
-        for clip, source in enumerate(x.permute(0, 2, 3, 1)):
+        ending = Ending(end, gamma, beta)
+        for source in x.permute(0, 2, 3, 1):
             mixed = _mixed(source.transpose(0, 1).reshape(joints, -1), receivers, frames)
             projected = F.conv2d(mixed, kernel).permute(0, 2, 3, 1).squeeze(1)  # (V, T, C')
             rows = torch.add(projected.transpose(0, 1), bias, out=x.new_empty(frames, joints, len(weight)))
-            ending.add(clip, rows.flatten(0, 1))
+            ending.add(rows.flatten(0, 1))
         out = ending.out((clips, frames, joints), x if keeps else residual)
         if end.training:
             ctx.ending, ctx.keeps, ctx.has_residual = ending.found, keeps, residual is not None

@@ -4,7 +4,7 @@ Clip by clip, so that what is made anew for the next step is still in the cache:
 joints and, last, the global one if there is one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.nets.fused import Ending, first
-from model.nets.norm import Slope, Statistics, Sums, as_rows, channels_last, running
+from model.nets.norm import Room, Slope, Statistics, Sums, as_rows, channels_last, running
 from model.nets.onednn import product
 
 
@@ -88,35 +88,36 @@ class MultiScale(torch.autograd.Function):
         column = None if coefficients is None else coefficients[:joints, None]
         matrices = _matrices(plan, kernels)
 
-        u, sums = [], Sums(x, clips, len(weight))
-        for clip, rows in enumerate(as_rows(x)):
+        training = norms[0].training
+        u, sums = [], Sums()
+        for rows in as_rows(x):
             projected = product(rows, weight.flatten(1), bias).view(frames, joints, -1)
             u.append(projected if column is None else torch.cat([projected, projected.mean(1, keepdim=True)], 1))
-            sums.add(clip, u[-1].flatten(0, 1))
-        training = norms[0].training
+            if training:
+                sums.add(u[-1].flatten(0, 1))
         found = sums.merged(norms[0].eps).columns(slice(plan.normed)) if training else running(norms[0])
         affine = _extended(found.affine(gamma, beta, x.dtype), len(weight))
 
-        y, wholes, sums = [], [], Sums(x, clips, plan.width)
-        padded = _room(plan, u[0])
+        y, wholes, sums = [], [], Sums()
+        padded = Padded(plan, u[0])
         for clip in range(clips):
-            _activate(plan, u[clip], affine, padded)
-            ends = [_end(plan, branch, padded, frames, matrix) for branch, matrix in matrices]
-            ends += [padded[_frames(plan, frames)][..., inside] for inside, _ in plan.plain]
+            padded.activate(u[clip], affine)
+            ends = [_end(taps, matrix) for taps, (_, matrix) in zip(padded.taps, matrices, strict=True)] + padded.plain
             joined = torch.cat([ends[i] for i in _order(plan)], 2)
             if column is not None:
                 local, whole = joined.split([joints, 1], 1)
                 wholes.append(whole.clone())
                 joined = torch.addcmul(local, whole, column)
             y.append(joined)
-            sums.add(clip, joined.flatten(0, 1))
+            if norms[1].training:
+                sums.add(joined.flatten(0, 1))
         second = sums.merged(norms[1].eps) if norms[1].training else running(norms[1])
         affine2 = second.affine(gamma2, beta2, x.dtype)
 
-        ending = Ending(norms[2], x, len(last_weight), gamma3, beta3)
-        for clip in range(clips):
-            active = torch.addcmul(affine2[1], y[clip], affine2[0]).relu_().flatten(0, 1)
-            ending.add(clip, product(active, last_weight.flatten(1), last_bias))
+        ending, room = Ending(norms[2], gamma3, beta3), Room()
+        for each in y:
+            active = torch.addcmul(affine2[1], each, affine2[0], out=room.like(each)).relu_().flatten(0, 1)
+            ending.add(product(active, last_weight.flatten(1), last_bias))
         out = ending.out((clips, -(-frames // plan.stride), joints), residual, relu=relu)
         if training:
             norms[0].track(found)
@@ -141,11 +142,11 @@ class MultiScale(torch.autograd.Function):
         g_end, slope3 = Ending.gather(grad, out, z, ctx.ending, gamma3, relu=ctx.relu)
         g_end_norm = slope3.solve()
         affine2 = ctx.second.affine(gamma2, beta2, x.dtype)
-        slope2, g_y = Slope(ctx.second, gamma2), []
+        slope2, g_y, room = Slope(ctx.second, gamma2), [], Room()
         g_last = torch.zeros_like(last_weight).flatten(1)
         for clip in range(clips):
             g_z = slope3.through(clip, g_end[clip], z[clip])
-            active = torch.addcmul(affine2[1], y[clip], affine2[0]).relu_().flatten(0, 1)
+            active = torch.addcmul(affine2[1], y[clip], affine2[0], out=room.like(y[clip])).relu_().flatten(0, 1)
             g_last += product(g_z.t(), active.t())
             g_active = product(g_z, last_weight.flatten(1).t())
             torch.ops.aten.threshold_backward.grad_input(g_active, active, 0, grad_input=g_active)
@@ -159,35 +160,31 @@ class MultiScale(torch.autograd.Function):
         g_wholes = gamma2.new_zeros(plan.width)
         matrices = _matrices(plan, kernels, every=1)
         g_matrices = [None if matrix is None else torch.zeros_like(matrix[0]) for _, matrix in matrices]
-        g_u, padded = [], _room(plan, u[0])
+        g_u, padded, g_padded = [], Padded(plan, u[0]), Padded(plan, u[0])
         for clip in range(clips):
             own = slope2.through(clip, g_y[clip], y[clip].flatten(0, 1)).view_as(y[clip])
-            g_y[clip] = own[:0]
             if column is not None and g_coefficients is not None:
                 g_coefficients[:joints] += torch.bmm(own, wholes[clip].transpose(1, 2)).sum((0, 2))
                 whole = torch.bmm(column.t().expand(len(own), 1, -1), own)
                 g_wholes += whole.sum((0, 1))
                 own = torch.cat([own, whole], 1)
-            _activate(plan, u[clip], affine, padded)
-            g_padded = torch.zeros_like(padded)
-            for (branch, matrix), g_matrix in zip(matrices, g_matrices, strict=True):
-                _end_gradients(plan, branch, padded, own[..., branch.outside], matrix, g_matrix, g_padded)
+            padded.activate(u[clip], affine)
+            g_padded.inner.zero_()
+            for i, (branch, matrix) in enumerate(matrices):
+                places = g_padded.taps[i]
+                _end_gradients(padded.taps[i], own[..., branch.outside], matrix, g_matrices[i], places)
+            g_u.append(torch.ops.aten.threshold_backward(g_padded.inner, padded.inner, 0))
             for inside, outside in plan.plain:
-                g_padded[_frames(plan, frames)][..., inside] = own[..., outside]
-            inner = slice(plan.margin, plan.margin + frames)
-            normed = g_padded[inner, :, : plan.normed]
-            torch.ops.aten.threshold_backward.grad_input(
-                normed, padded[inner, :, : plan.normed], 0, grad_input=normed
-            )
-            g_u.append(g_padded[inner].flatten(0, 1))
-            slope.add(g_u[-1], u[clip].flatten(0, 1))
+                passed = own[..., outside]
+                g_u[-1][..., inside] = 0
+                g_u[-1][:: plan.stride, :, inside] = passed
+            slope.add(g_u[-1], u[clip])
         g_gamma, g_beta = (each[: plan.normed] for each in slope.solve())
         slope.pass_on(slice(plan.normed, None))
 
         g_x, g_weight = torch.empty_like(as_rows(x)), torch.zeros_like(weight).flatten(1)
         for clip, rows in enumerate(as_rows(x)):
-            own = slope.through(clip, g_u[clip], u[clip].flatten(0, 1)).view_as(u[clip])
-            g_u[clip] = own[:0]
+            own = slope.through(clip, g_u[clip], u[clip])
             if column is not None:
                 local, mean = own.split([joints, 1], 1)
                 own = torch.add(local, mean, alpha=1 / joints)
@@ -239,39 +236,35 @@ def _order(plan: Plan) -> list[int]:
     return sorted(range(len(starts)), key=starts.__getitem__)
 
 
-def _room(plan: Plan, u: Tensor) -> Tensor:
-    """Zeros for the frames of a clip and the margins."""
-    return u.new_zeros(len(u) + 2 * plan.margin, *u.shape[1:])
+class Padded:
+    """Room for a clip (T, J, C) between margins of zeros, and the views of it that the branches take."""
+
+    def __init__(self, plan: Plan, u: Tensor) -> None:
+        frames, self.normed = len(u), plan.normed
+        self.whole = u.new_zeros(frames + 2 * plan.margin, *u.shape[1:])
+        self.inner = self.whole[plan.margin : plan.margin + frames]
+        self.plain = [self.inner[:: plan.stride, :, inside] for inside, _ in plan.plain]
+        # Of each branch the frames (T', J, C) that meet each frame of its kernel.
+        self.taps: list[list[Tensor]] = []
+        for branch in plan.branches:
+            begins = [
+                plan.margin - branch.padding + i * max(1, branch.dilation) for i in range(branch.kernel)
+            ]
+            spans = [slice(begin, begin + frames, plan.stride) for begin in begins]
+            self.taps.append([self.whole[span, :, branch.inside] for span in spans])
+
+    def activate(self, u: Tensor, affine: tuple[Tensor, Tensor]) -> None:
+        """Writes norm and ReLU of u; plain columns as they are."""
+        scale, shift = affine
+        torch.addcmul(shift, u, scale, out=self.inner)
+        self.inner[..., : self.normed].relu_()
 
 
-def _activate(plan: Plan, u: Tensor, affine: tuple[Tensor, Tensor], padded: Tensor) -> None:
-    """Writes norm and ReLU of u (T, J, C) between the margins of `padded`; plain columns as they are."""
-    scale, shift = affine
-    inner = padded[plan.margin : plan.margin + len(u)]
-    torch.addcmul(shift, u, scale, out=inner)
-    inner[..., : plan.normed].relu_()
-
-
-def _frames(plan: Plan, frames: int, offset: int = 0) -> slice:
-    """Where the frames of the output lie in a padded clip, moved by `offset`."""
-    start = plan.margin + offset
-    return slice(start, start + frames, plan.stride)
-
-
-def _taps(plan: Plan, branch: Branch, padded: Tensor, frames: int) -> Iterator[Tensor]:
-    """Views (T', J, C) of the branch's columns, one for each frame of its kernel."""
-    for i in range(branch.kernel):
-        yield padded[_frames(plan, frames, i * max(1, branch.dilation) - branch.padding)][..., branch.inside]
-
-
-def _end(
-    plan: Plan, branch: Branch, padded: Tensor, frames: int, matrix: tuple[Tensor, Tensor | None] | None
-) -> Tensor:
+def _end(taps: Sequence[Tensor], matrix: tuple[Tensor, Tensor | None] | None) -> Tensor:
     """What a branch makes of a clip: (T', J, C)."""
-    taps = list(_taps(plan, branch, padded, frames))
     if matrix is None:
         return _largest(taps)
-    together = torch.cat(taps, 2)
+    together = torch.cat(list(taps), 2)
     return product(together.flatten(0, 1), *matrix).view(*together.shape[:2], -1)
 
 
@@ -284,18 +277,13 @@ def _largest(taps: Sequence[Tensor]) -> Tensor:
 
 
 def _end_gradients(
-    plan: Plan,
-    branch: Branch,
-    padded: Tensor,
+    taps: Sequence[Tensor],
     grad: Tensor,
     matrix: tuple[Tensor, Tensor | None] | None,
     g_matrix: Tensor | None,
-    g_padded: Tensor,
+    places: Sequence[Tensor],
 ) -> None:
-    """Adds the gradients of `_end` to those of the matrix and of the padded clip."""
-    frames = len(padded) - 2 * plan.margin
-    taps = list(_taps(plan, branch, padded, frames))
-    places = list(_taps(plan, branch, g_padded, frames))
+    """Adds the gradients of `_end` to those of the matrix and of the padded clip, of which `places` are the taps."""
     if matrix is None or g_matrix is None:
         largest = _largest(taps)
         # Of equal frames the first gets the gradient, as in torch.
@@ -305,8 +293,8 @@ def _end_gradients(
             place += own
             grad = grad - own
         return
-    rows, together = grad.flatten(0, 1).contiguous(), torch.cat(taps, 2).flatten(0, 1)
+    rows, together = grad.flatten(0, 1).contiguous(), torch.cat(list(taps), 2).flatten(0, 1)
     g_matrix += product(rows.t(), together.t())
-    parts = product(rows, matrix[0].t()).view(*grad.shape[:2], branch.kernel, -1)
-    for i, place in enumerate(places):
-        place += parts[:, :, i]
+    parts = product(rows, matrix[0].t()).view(*grad.shape[:2], -1)
+    for place, part in zip(places, parts.split(grad.shape[2], 2), strict=True):
+        place += part

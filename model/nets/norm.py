@@ -99,44 +99,61 @@ def chunks(rows: Tensor) -> list[slice]:
 class Sums:
     """Of each clip the sums and centred squares of its rows, gathered as clips are made: `merged` are the batch's."""
 
-    def __init__(self, like: Tensor, clips: int, columns: int) -> None:
-        self.sums, self.squares = like.new_empty(2, clips, columns, dtype=torch.float64)
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.squares: list[Tensor] = []
         self.per_clip = 0
+        self.room = Room()
 
-    def add(self, part: int | slice, rows: Tensor) -> None:
-        """rows (..., rows, C) of one or several clips."""
+    def add(self, rows: Tensor) -> None:
+        """rows (..., rows, C) of the next clip or clips."""
         self.per_clip = rows.shape[-2]
         sums = rows.sum(-2, keepdim=True)
-        centred = rows - sums / self.per_clip
-        self.sums[part] = sums.squeeze(-2)
-        self.squares[part] = centred.mul_(centred).sum(-2)
+        centred = torch.sub(rows, sums, alpha=1 / self.per_clip, out=self.room.like(rows))
+        self.sums.append(sums)
+        self.squares.append(centred.mul_(centred).sum(-2))
 
-    def add_turned(self, clip: int, columns: Tensor) -> None:
-        """columns (C, rows) of one clip."""
+    def add_turned(self, columns: Tensor) -> None:
+        """columns (C, rows) of the next clip."""
         self.per_clip = columns.shape[1]
         # Centred by the mean of a few: subtracting the exact one would take a pass of its own.
         near = columns[:, :64].mean(1)
         centred = scaled(columns, torch.ones_like(near), -near)
-        sums, squares = turned_sums(centred, centred, torch.zeros_like(near))
-        self.sums[clip] = sums + near.double() * self.per_clip
-        self.squares[clip] = squares - sums.square() / self.per_clip
+        sums, squares = (each.double() for each in _norm_sums(centred[None], centred[None], torch.zeros_like(near)))
+        self.sums.append(sums + near.double() * self.per_clip)
+        self.squares.append(squares - sums.square() / self.per_clip)
 
     def merged(self, eps: float) -> Statistics:
         """Mean and variance over clips and rows, merged from those of each clip (Chan et al. 1979)."""
+        columns = self.sums[0].shape[-1]
+        sums, squares = (torch.cat([each.view(-1, columns) for each in of]).double() for of in (self.sums, self.squares))
         per_clip, weights = self.per_clip, _weights.get()
-        means = self.sums / per_clip
-        weights = means.new_ones(len(means)) if weights is None else weights.to(means)
-        count = float(weights.sum()) * per_clip
-        mean = weights @ self.sums / count
-        variance = weights @ (self.squares + per_clip * (means - mean).square()) / count
-        return Statistics(mean, variance, (variance + eps).rsqrt(), count, weights)
+        means = sums / per_clip
+        counts = means.new_ones(len(means)) if weights is None else weights.to(means)
+        count = float(counts.sum()) * per_clip
+        mean = counts @ sums / count
+        variance = counts @ (squares + per_clip * (means - mean).square()) / count
+        return Statistics(mean, variance, (variance + eps).rsqrt(), count, None if weights is None else counts)
+
+
+class Room:
+    """Memory for what is needed only until the next clip: the same each time, so that it stays in the cache."""
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+    def like(self, x: Tensor) -> Tensor:
+        """A contiguous tensor of the shape of x with any values; what an earlier call gave is overwritten."""
+        if self.tensor is None or self.tensor.shape != x.shape:
+            self.tensor = x.new_empty(x.shape)
+        return self.tensor
 
 
 def statistics(rows: Tensor, eps: float) -> Statistics:
     """Mean and variance of rows (N, rows, C) over clips and rows."""
-    sums = Sums(rows, len(rows), rows.shape[2])
+    sums = Sums()
     for part in chunks(rows):
-        sums.add(part, rows[part])
+        sums.add(rows[part])
     return sums.merged(eps)
 
 
@@ -144,24 +161,6 @@ def scaled(columns: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * columns + shift of columns (C, rows); torch's broadcasting takes three times as long."""
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
     return torch.native_batch_norm(columns[None], scale, shift, zero, one, False, 0.0, 0.0)[0][0]
-
-
-def row_sums(grad: Tensor, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (C,) of grad and of grad * (rows - mean) over rows (..., C), in one pass and in float64.
-
-    Torch adds rows up one after another; several rows side by side shorten that sum, which leaves a digit more.
-    """
-    columns = rows.shape[-1]
-    beside = next(k for k in (5, 4, 3, 2, 1) if rows.numel() // columns % k == 0)
-    shape = -1, beside * columns
-    total, along = _norm_sums(grad.reshape(shape), rows.reshape(shape), mean.repeat(beside))
-    return total.view(beside, -1).double().sum(0), along.view(beside, -1).double().sum(0)
-
-
-def turned_sums(grad: Tensor, columns: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of columns (C, rows)."""
-    total, along = _norm_sums(grad[None], columns[None], mean)
-    return total.double(), along.double()
 
 
 def _norm_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,47 +197,59 @@ class Slope:
 
     def __init__(self, found: Statistics, weight: Tensor) -> None:
         self.found, self.weight = found, weight
-        self.mean = found.mean.to(weight.dtype)
-        self.total, self.along = torch.zeros_like(found.mean), torch.zeros_like(found.mean)
+        mean = found.mean.to(weight.dtype)
+        # Torch adds rows up one after another; several side by side shorten that sum, which leaves a digit more.
+        self.means = {beside: mean.repeat(beside) for beside in (5, 4, 3, 2, 1)}
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        self.room = Room()
 
     def add(self, grad: Tensor, rows: Tensor) -> None:
         """grad and the norm's input, (..., rows, C), of one or several clips."""
-        self._count(*row_sums(grad, rows, self.mean))
+        number = rows.numel() // rows.shape[-1]
+        mean = next(mean for beside, mean in self.means.items() if number % beside == 0)
+        self.sums.append(_norm_sums(grad.reshape(-1, len(mean)), rows.reshape(-1, len(mean)), mean))
 
     def add_turned(self, grad: Tensor, columns: Tensor) -> None:
         """The same as (C, rows)."""
-        self._count(*turned_sums(grad, columns, self.mean))
-
-    def _count(self, total: Tensor, along: Tensor) -> None:
-        self.total += total
-        self.along += along
+        self.sums.append(_norm_sums(grad[None], columns[None], self.means[1]))
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Gradients of weight and bias, after the last clip; `through` is ready then."""
-        found, dtype = self.found, self.weight.dtype
+        found, dtype, columns = self.found, self.weight.dtype, len(self.weight)
+        total, along = (
+            torch.cat([each.view(-1, columns) for each in of]).double().sum(0) for of in zip(*self.sums, strict=True)
+        )
         wide = self.weight * found.inverse / found.rows
-        slope = -wide * found.inverse.square() * self.along
-        start = -wide * self.total - slope * found.mean
+        slope = -wide * found.inverse.square() * along
+        start = -wide * total - slope * found.mean
         self.scale = (self.weight * found.inverse).to(dtype)
-        weights = found.weights
-        # A clip that stands for several takes its part of the common terms as often.
-        assert weights is not None
-        self.slope, self.start = ((weights[:, None] * each).to(dtype) for each in (slope, start))
-        return (self.along * found.inverse).to(dtype), self.total.to(dtype)
+        self.slope, self.start = slope.to(dtype), start.to(dtype)
+        if found.weights is not None:
+            # A clip that stands for several takes its part of the common terms as often.
+            self.slope, self.start = ((found.weights[:, None] * each).to(dtype) for each in (slope, start))
+        return (along * found.inverse).to(dtype), total.to(dtype)
 
     def pass_on(self, columns: slice) -> None:
         """In these columns there is no norm: `through` gives what it gets."""
         self.scale[columns] = 1
-        self.slope[:, columns] = self.start[:, columns] = 0
+        self.slope[..., columns] = self.start[..., columns] = 0
 
     def through(self, part: int | slice, grad: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of the input (..., rows, C) of one or several clips, a tensor of its own."""
-        start, slope = (each[part].unsqueeze(-2) for each in (self.start, self.slope))
-        return torch.addcmul(start, rows, slope).addcmul_(grad, self.scale)
+        """The gradient of the input (..., rows, C) of one or several clips; the next call overwrites it."""
+        start, slope = self._common(part)
+        return torch.addcmul(start, rows, slope, out=self.room.like(rows)).addcmul_(grad, self.scale)
 
     def through_turned(self, clip: int, grad: Tensor, columns: Tensor) -> Tensor:
         """The same as (C, rows)."""
-        return scaled(columns, self.slope[clip], self.start[clip]).addcmul_(grad, self.scale[:, None])
+        start, slope = self._common(clip)
+        return scaled(columns, slope, start).addcmul_(grad, self.scale[:, None])
+
+    def _common(self, part: int | slice) -> tuple[Tensor, Tensor]:
+        if self.slope.dim() == 1:
+            return self.start, self.slope
+        if isinstance(part, int):
+            return self.start[part], self.slope[part]
+        return self.start[part, None], self.slope[part, None]
 
 
 def backward(
