@@ -29,6 +29,9 @@ from model.nets.norm import (
 from model.nets.onednn import linear
 
 
+PORTION = 2 * CACHED
+
+
 def fits(x: Tensor, *norms: nn.Module) -> bool:
     """Whether a unit with these norms can be computed here."""
     return all(ready(norm, x) for norm in norms)
@@ -98,47 +101,56 @@ def _images(x: Tensor) -> Tensor:
 
 
 class Ending:
-    """The end of a unit: norm, residual and ReLU of rows that come clip by clip; what stood before it is kept."""
+    """The end of a unit: norm, residual and ReLU of what comes a few clips at a time; that is kept."""
 
     def __init__(self, norm: Any, weight: Tensor, bias: Tensor) -> None:
         self.norm, self.weight, self.bias = norm, weight, bias
-        self.rows: list[Tensor] = []
+        self.clips: list[Tensor] = []
         self.sums = Sums()
 
-    def add(self, rows: Tensor) -> None:
-        """rows (T*V, C) of the next clip."""
-        self.rows.append(rows)
+    def add(self, clips: Tensor) -> None:
+        """(N, T, V, C) of the next clips."""
+        self.clips.append(clips)
         if self.norm.training:
-            self.sums.add(rows)
+            self.sums.add(flat(clips))
 
-    def out(self, shape: tuple[int, int, int], residual: Tensor | None, *, relu: bool = True) -> Tensor:
-        """(N, C, T, V) of clips of this shape (N, T, V); the running statistics move."""
+    def out(self, residual: Tensor | None, *, relu: bool = True) -> Tensor:
+        """(N, C, T, V) of all clips; the running statistics move."""
         if self.norm.training:
             self.found = self.sums.merged(self.norm.eps)
             self.norm.track(self.found)
         else:
             self.found = running(self.norm)
-        scale, shift = self.found.affine(self.weight, self.bias, self.rows[0].dtype)
-        y = self.rows[0].new_empty(*shape, len(scale))
-        added = None if residual is None else as_rows(channels_last(residual))
-        for clip, (rows, out) in enumerate(zip(self.rows, flat(y), strict=True)):
-            torch.addcmul(shift, rows, scale, out=out)
-            if added is not None:
-                out += added[clip]
+        scale, shift = self.found.affine(self.weight, self.bias, self.clips[0].dtype)
+        y = scale.new_empty(sum(map(len, self.clips)), *self.clips[0].shape[1:])
+        sizes = [len(clips) for clips in self.clips]
+        added = [None] * len(sizes) if residual is None else last(channels_last(residual)).split(sizes)
+        for clips, more, out in zip(self.clips, added, y.split(sizes), strict=True):
+            torch.addcmul(shift, clips, scale, out=out)
+            if more is not None:
+                out += more
             if relu:
                 out.relu_()
         return first(y)
 
     @staticmethod
     def gather(
-        grad: Tensor, out: Tensor, rows: Sequence[Tensor], found: Statistics, weight: Tensor, *, relu: bool
+        grad: Tensor, out: Tensor, clips: Sequence[Tensor], found: Statistics, weight: Tensor, *, relu: bool
     ) -> tuple[Tensor, Slope]:
         """The gradient behind the ReLU, which is the residual's, as rows (N, T*V, C), and the norm's slope."""
         slope = Slope(found, weight)
         grad = as_rows(channels_last(grad))
         behind = torch.empty_like(grad) if relu else grad
-        for clip, y in enumerate(as_rows(out)):
+        sizes = [len(each) for each in clips]
+        rows = (tensor.split(sizes) for tensor in (grad, as_rows(out), behind))
+        for each, before, y, after in zip(clips, *rows, strict=True):
             if relu:
-                torch.ops.aten.threshold_backward.grad_input(grad[clip], y, 0, grad_input=behind[clip])
-            slope.add(behind[clip], rows[clip])
+                torch.ops.aten.threshold_backward.grad_input(before, y, 0, grad_input=after)
+            slope.add(after, each)
         return behind, slope
+
+
+def portions(x: Tensor) -> list[slice]:
+    """Clips of x (N, C, T, V) that a unit works on at a time."""
+    size = max(1, PORTION // max(1, x[0].numel()))
+    return [slice(start, min(len(x), start + size)) for start in range(0, len(x), size)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, first
+from model.nets.fused import Ending, first, flat, last, portions
 from model.nets.norm import Slope, Sums, as_rows, channels_last, running, scaled
 from model.nets.onednn import product
 
@@ -43,34 +43,36 @@ class LearnedTopology(torch.autograd.Function):
         beta2: Tensor,
     ) -> Tensor:
         x = channels_last(x)
-        clips, _, frames, joints = x.shape
-        u, sums = [], Sums()
-        for rows in as_rows(x):
-            u.append(product(weight.flatten(1), rows))
+        frames, joints = x.shape[2:]
+        u, sums, rows = [], Sums(), as_rows(x)
+        for part in portions(x):
+            u.append(product(weight.flatten(1), rows[part].flatten(0, 1)).view(len(weight), -1, frames * joints))
             if norm.training:
                 sums.add_turned(u[-1])
         # The projection's bias would take a pass of its own, and only moves the mean.
         found = sums.merged(norm.eps) if norm.training else running(norm).moved(-bias)
         affine = found.affine(gamma, beta, x.dtype)
         ending = Ending(end, gamma2, beta2)
-        for clip in range(clips):
-            values = scaled(u[clip], *affine).relu_().view(-1, frames, joints)
-            mixed = torch.bmm(values, _topology(shared, _tanh(q, k, clip), scale, clip, len(values)))
-            ending.add(product(mixed.view(len(values), -1).t(), last_weight.flatten(1), last_bias))
-        out = ending.out((clips, frames, joints), x if keeps else residual)
+        for part, each in zip(portions(x), u, strict=True):
+            values = scaled(each, *affine).relu_().view(-1, frames, joints)
+            mixed = torch.bmm(values, _topology(shared, _tanh(q, k, part), scale, part, len(values)))
+            projected = product(mixed.view(len(each), -1).t(), last_weight.flatten(1), last_bias)
+            ending.add(projected.view(-1, frames, joints, len(last_weight)))
+        out = ending.out(x if keeps else residual)
         if norm.training:
             norm.track(found.moved(bias))
             ctx.found, ctx.ending, ctx.keeps, ctx.has_residual = found, ending.found, keeps, residual is not None
             kept = x, out, weight, gamma, beta, shared, q, k, scale, last_weight, gamma2
-            ctx.save_for_backward(*kept, *u, *ending.rows)
+            ctx.save_for_backward(*kept, *u, *ending.clips)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, out, weight, gamma, beta, shared, q, k, scale, last_weight, gamma2, *rest = ctx.saved_tensors
-        clips, _, frames, joints = x.shape
-        u, z = rest[:clips], rest[clips:]
+        frames, joints = x.shape[2:]
+        parts = portions(x)
+        u, z = rest[: len(parts)], rest[len(parts) :]
         g_end, slope2 = Ending.gather(grad, out, z, ctx.ending, gamma2, relu=True)
         g_end_norm = slope2.solve()
 
@@ -79,62 +81,71 @@ class LearnedTopology(torch.autograd.Function):
         g_shared, g_last = torch.zeros_like(shared), torch.zeros_like(last_weight).flatten(1).t().contiguous()
         g_q, g_k = (None if each is None else torch.empty_like(each) for each in (q, k))
         g_scale: Any = None if scale is None else torch.zeros_like(scale)
-        for clip in range(clips):
-            g_z = slope2.through(clip, g_end[clip], z[clip])
-            tanh = _tanh(q, k, clip)
-            values = scaled(u[clip], *affine).relu_().view(-1, frames, joints)
-            topology = _topology(shared, tanh, scale, clip, len(values))
-            g_last += product(torch.bmm(values, topology).view(len(values), -1), g_z.t())
+        for i, part in enumerate(parts):
+            g_z = slope2.through(part, g_end[part], flat(z[i])).flatten(0, 1)
+            tanh = _tanh(q, k, part)
+            values = scaled(u[i], *affine).relu_().view(-1, frames, joints)
+            topology = _topology(shared, tanh, scale, part, len(values))
+            g_last += product(torch.bmm(values, topology).view(len(u[i]), -1), g_z.t())
             g_mixed = product(last_weight.flatten(1).t(), g_z).view_as(values)
             g_topology = torch.bmm(values.transpose(1, 2), g_mixed)
             g_values = torch.bmm(g_mixed, topology.transpose(1, 2))
             torch.ops.aten.threshold_backward.grad_input(g_values, values, 0, grad_input=g_values)
-            g_u.append(g_values.view_as(u[clip]))
-            slope.add_turned(g_u[-1], u[clip])
+            g_u.append(g_values.view_as(u[i]))
+            slope.add_turned(g_u[i], u[i])
 
-            g_topology = g_topology.unflatten(0, (shared.shape[1], -1))  # (K, C, V, V)
-            g_shared[clip if len(shared) > 1 else 0] += g_topology.sum(1, keepdim=True)
+            clips = u[i].shape[1]
+            g_topology = g_topology.view(shared.shape[1], -1, clips, joints, joints)
+            total = g_topology.sum(1).transpose(0, 1)[:, :, None]
+            if len(shared) == 1:
+                g_shared += total.sum(0, keepdim=True)
+            else:
+                g_shared[part] = total
             if tanh is not None and scale is not None and g_q is not None and g_k is not None:
                 g_scale += torch.dot(g_topology.flatten(), tanh.flatten())
                 steep = torch.ops.aten.tanh_backward(g_topology, tanh).mul_(scale)
-                g_q[clip] = steep.sum(3)
-                g_k[clip] = steep.sum(2).neg_()
+                g_q[part] = steep.sum(4).permute(2, 0, 1, 3)
+                g_k[part] = steep.sum(3).neg_().permute(2, 0, 1, 3)
         g_norm = slope.solve()
 
-        g_x = g_end if ctx.keeps else x.new_empty(clips, frames * joints, x.shape[1])
+        rows = as_rows(x)
+        g_x = g_end if ctx.keeps else torch.empty_like(rows)
         g_weight = torch.zeros_like(weight).flatten(1)
-        for clip, rows in enumerate(as_rows(x)):
-            own = slope.through_turned(clip, g_u[clip], u[clip])
-            g_weight += product(own, rows.t())
-            g_rows = product(own.t(), weight.flatten(1).t())
+        for i, part in enumerate(parts):
+            own = slope.through_turned(part, g_u[i], u[i]).flatten(1)
+            g_weight += product(own, rows[part].flatten(0, 1).t())
+            g_rows = product(own.t(), weight.flatten(1).t()).view_as(rows[part])
             if ctx.keeps:
-                g_x[clip] += g_rows
+                g_x[part] += g_rows
             else:
-                g_x[clip] = g_rows
+                g_x[part] = g_rows
         # Norms take away what the biases before them add, so these have no gradient.
         g_first = g_weight.view_as(weight), torch.zeros_like(weight[:, 0, 0, 0]), *g_norm
         g_rest = g_last.t().reshape(last_weight.shape), torch.zeros_like(last_weight[:, 0, 0, 0]), *g_end_norm
-        g_x, g_residual = (first(each.view(clips, frames, joints, -1)) for each in (g_x, g_end))
+        g_x, g_residual = (first(each.view(len(x), frames, joints, -1)) for each in (g_x, g_end))
         return (
             *(None, None, None, g_x, g_residual if ctx.has_residual else None),
             *(*g_first, g_shared, g_q, g_k, g_scale, *g_rest),
         )
 
 
-def _tanh(q: Tensor | None, k: Tensor | None, clip: int) -> Tensor | None:
-    """tanh(q[v] - k[w]) of a clip, (K, C, V, V)."""
+def _tanh(q: Tensor | None, k: Tensor | None, part: slice) -> Tensor | None:
+    """tanh(q[v] - k[w]) of some clips, (K, C, N, V, V)."""
     if q is None or k is None:
         return None
     # tanh(x) = 2 * sigmoid(2x) - 1; torch's sigmoid takes a tenth of the time of its tanh.
-    return (2 * q[clip, ..., :, None] - 2 * k[clip, ..., None, :]).sigmoid_().mul_(2).sub_(1)
+    q, k = (2 * each[part].permute(1, 2, 0, 3).contiguous() for each in (q, k))
+    return (q[..., :, None] - k[..., None, :]).sigmoid_().mul_(2).sub_(1)
 
 
-def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None, clip: int, channels: int) -> Tensor:
-    """That of a clip for each channel, (K*C, V, V)."""
-    own = shared[clip if len(shared) > 1 else 0]
+def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None, part: slice, matrices: int) -> Tensor:
+    """That of some clips for each channel, (K*C*N, V, V)."""
+    own = (shared if len(shared) == 1 else shared[part]).permute(1, 2, 0, 3, 4)  # (K, 1, N or 1, V, V)
     if tanh is not None and scale is not None:
-        own = torch.addcmul(own, tanh, scale)
-    return own.expand(-1, channels // len(own), -1, -1).flatten(0, 1)
+        return torch.addcmul(own, tanh, scale).flatten(0, 2)
+    subsets, _, clips, joints, _ = own.shape
+    clips = part.stop - part.start
+    return own.expand(-1, matrices // subsets // clips, clips, -1, -1).reshape(matrices, joints, joints)
 
 
 class SharedTopology(torch.autograd.Function):
@@ -159,50 +170,51 @@ class SharedTopology(torch.autograd.Function):
         beta: Tensor,
     ) -> Tensor:
         x = channels_last(x)
-        clips, channels, frames, joints = x.shape
+        channels, frames, joints = x.shape[1:]
         kernel = _over_topologies(weight, channels)
-        ending = Ending(end, gamma, beta)
-        for source in x.permute(0, 2, 3, 1):
-            mixed = _mixed(source.transpose(0, 1).reshape(joints, -1), receivers, frames)
-            projected = F.conv2d(mixed, kernel).permute(0, 2, 3, 1).squeeze(1)  # (V, T, C')
-            rows = torch.add(projected.transpose(0, 1), bias, out=x.new_empty(frames, joints, len(weight)))
-            ending.add(rows.flatten(0, 1))
-        out = ending.out((clips, frames, joints), x if keeps else residual)
+        ending, clips = Ending(end, gamma, beta), last(x)
+        for part in portions(x):
+            source = clips[part].permute(2, 0, 1, 3)  # (V, N, T, C)
+            mixed = _mixed(source.reshape(joints, -1), receivers, channels)
+            projected = last(F.conv2d(mixed, kernel)).view(joints, -1, frames, len(weight))
+            before = projected.permute(1, 2, 0, 3)
+            ending.add(torch.add(before, bias, out=x.new_empty(before.shape)))
+        out = ending.out(x if keeps else residual)
         if end.training:
             ctx.ending, ctx.keeps, ctx.has_residual = ending.found, keeps, residual is not None
-            ctx.save_for_backward(x, out, receivers, weight, bias, gamma, *ending.rows)
+            ctx.save_for_backward(x, out, receivers, weight, bias, gamma, *ending.clips)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, out, receivers, weight, bias, gamma, *z = ctx.saved_tensors
-        clips, channels, frames, joints = x.shape
+        channels, frames, joints = x.shape[1:]
         matrix = weight.flatten(1)
         g_end, slope = Ending.gather(grad, out, z, ctx.ending, gamma, relu=True)
         g_norm = slope.solve()
         g_receivers, g_matrix, g_bias = (torch.zeros_like(each) for each in (receivers, matrix, bias))
-        g_x = g_end if ctx.keeps else x.new_empty(clips, frames * joints, channels)
-        for clip, frames_first in enumerate(x.permute(0, 2, 3, 1)):
-            g_z = slope.through(clip, g_end[clip], z[clip]).view(frames, joints, -1)
-            g_bias += g_z.sum(0)
-            g_z = g_z.transpose(0, 1).flatten(0, 1)
-            source = frames_first.transpose(0, 1).reshape(joints, -1)
-            # For products of single rows the topologies move next to the channels, (V, T, K, C).
-            mixed = _mixed(source, receivers, frames).permute(0, 3, 2, 1).reshape(len(g_z), -1)
+        clips = last(x)
+        g_x = g_end.view_as(clips) if ctx.keeps else torch.empty_like(clips)
+        for i, part in enumerate(portions(x)):
+            g_z = slope.through(part, g_end[part], flat(z[i])).view_as(z[i])
+            g_bias += g_z.sum((0, 1))
+            g_z = g_z.permute(2, 0, 1, 3).reshape(-1, len(weight))
+            source = clips[part].permute(2, 0, 1, 3)
+            shape, source = source.shape, source.reshape(joints, -1)
+            # For products of single rows the topologies move next to the channels, (V, N*T, K, C).
+            mixed = last(_mixed(source, receivers, channels)).transpose(1, 2).reshape(len(g_z), -1)
             g_matrix += product(g_z.t(), mixed.t())
-            g_mixed = product(g_z, matrix.t()).view(joints, frames, -1, channels).transpose(1, 2)
+            g_mixed = product(g_z, matrix.t()).view(joints, len(g_z) // joints, -1, channels).transpose(1, 2)
             g_mixed = g_mixed.reshape(len(receivers), -1)
             g_receivers += product(g_mixed, source)
-            g_source = product(receivers.t(), g_mixed.t()).view(joints, frames, -1).transpose(0, 1)
-            own = g_x[clip].view(frames, joints, -1)
+            g_source = product(receivers.t(), g_mixed.t()).view(shape).permute(1, 2, 0, 3)
             if ctx.keeps:
-                own += g_source
+                g_x[part] += g_source
             else:
-                own.copy_(g_source)
-        g_x, g_residual = (first(each.view(clips, frames, joints, -1)) for each in (g_x, g_end))
-        g_residual = g_residual if ctx.has_residual else None
-        return None, None, g_x, g_residual, g_receivers, g_matrix.view_as(weight), g_bias, *g_norm
+                g_x[part] = g_source
+        g_residual = first(g_end.view(len(x), frames, joints, -1)) if ctx.has_residual else None
+        return None, None, first(g_x), g_residual, g_receivers, g_matrix.view_as(weight), g_bias, *g_norm
 
 
 def _over_topologies(weight: Tensor, channels: int) -> Tensor:
@@ -210,7 +222,8 @@ def _over_topologies(weight: Tensor, channels: int) -> Tensor:
     return weight.view(len(weight), -1, channels, 1).transpose(1, 2)
 
 
-def _mixed(source: Tensor, receivers: Tensor, frames: int) -> Tensor:
+def _mixed(source: Tensor, receivers: Tensor, channels: int) -> Tensor:
     """(V, T*C) -> (V, C, K, T) with C last in memory."""
     joints = receivers.shape[1]
-    return product(receivers, source.t()).view(joints, -1, frames, source.shape[1] // frames).permute(0, 3, 1, 2)
+    subsets = len(receivers) // joints
+    return first(product(receivers, source.t()).view(joints, subsets, -1, channels))

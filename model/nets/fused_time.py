@@ -1,6 +1,6 @@
 """The temporal unit of several branches as one step on CPU, forward and backward; see `model.nets.fused`.
 
-Clip by clip, so that what is made anew for the next step is still in the cache: frames (T, J, C), where J counts the
+A few clips at a time, so that what is made for the next step is still in the cache: (N, T, J, C), where J counts the
 joints and, last, the global one if there is one.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, first
+from model.nets.fused import Ending, first, flat, portions
 from model.nets.norm import Room, Slope, Statistics, Sums, as_rows, channels_last, running
 from model.nets.onednn import product
 
@@ -87,45 +87,44 @@ class MultiScale(torch.autograd.Function):
         clips, _, frames, joints = x.shape
         column = None if coefficients is None else coefficients[:joints, None]
         matrices = _matrices(plan, kernels)
-
         training = norms[0].training
-        u, sums = [], Sums()
-        for rows in as_rows(x):
-            projected = product(rows, weight.flatten(1), bias).view(frames, joints, -1)
-            u.append(projected if column is None else torch.cat([projected, projected.mean(1, keepdim=True)], 1))
+
+        u, sums, rows = [], Sums(), as_rows(x)
+        for part in portions(x):
+            projected = product(rows[part].flatten(0, 1), weight.flatten(1), bias).view(-1, frames, joints, len(weight))
+            u.append(projected if column is None else torch.cat([projected, projected.mean(2, keepdim=True)], 2))
             if training:
-                sums.add(u[-1].flatten(0, 1))
+                sums.add(flat(u[-1]))
         found = sums.merged(norms[0].eps).columns(slice(plan.normed)) if training else running(norms[0])
         affine = _extended(found.affine(gamma, beta, x.dtype), len(weight))
 
-        y, wholes, sums = [], [], Sums()
-        padded = Padded(plan, u[0])
-        for clip in range(clips):
-            padded.activate(u[clip], affine)
+        y, wholes, sums, padded = [], [], Sums(), Padded(plan)
+        for each in u:
+            padded.activate(each, affine)
             ends = [_end(taps, matrix) for taps, (_, matrix) in zip(padded.taps, matrices, strict=True)] + padded.plain
-            joined = torch.cat([ends[i] for i in _order(plan)], 2)
+            joined = torch.cat([ends[i] for i in _order(plan)], 3)
             if column is not None:
-                local, whole = joined.split([joints, 1], 1)
+                local, whole = joined.split([joints, 1], 2)
                 wholes.append(whole.clone())
                 joined = torch.addcmul(local, whole, column)
             y.append(joined)
             if norms[1].training:
-                sums.add(joined.flatten(0, 1))
+                sums.add(flat(joined))
         second = sums.merged(norms[1].eps) if norms[1].training else running(norms[1])
         affine2 = second.affine(gamma2, beta2, x.dtype)
 
         ending, room = Ending(norms[2], gamma3, beta3), Room()
         for each in y:
-            active = torch.addcmul(affine2[1], each, affine2[0], out=room.like(each)).relu_().flatten(0, 1)
-            ending.add(product(active, last_weight.flatten(1), last_bias))
-        out = ending.out((clips, -(-frames // plan.stride), joints), residual, relu=relu)
+            active = torch.addcmul(affine2[1], each, affine2[0], out=room.like(each)).relu_()
+            ending.add(product(active.flatten(0, 2), last_weight.flatten(1), last_bias).view(*each.shape[:3], -1))
+        out = ending.out(residual, relu=relu)
         if training:
             norms[0].track(found)
             norms[1].track(second)
             ctx.plan, ctx.found, ctx.second, ctx.ending, ctx.relu = plan, found, second, ending.found, relu
             ctx.has_residual = residual is not None
             shared = x, out, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, gamma3, *kernels[::2]
-            ctx.save_for_backward(*shared, *u, *y, *ending.rows, *wholes)
+            ctx.save_for_backward(*shared, *u, *y, *ending.clips, *wholes)
         return out
 
     @staticmethod
@@ -135,8 +134,8 @@ class MultiScale(torch.autograd.Function):
         x, out, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, gamma3, *rest = ctx.saved_tensors
         clips, _, frames, joints = x.shape
         shapes = sum(bool(branch.dilation) for branch in plan.branches)
-        kernels, rest = rest[:shapes], rest[shapes:]
-        u, y, z, wholes = (rest[start : start + clips] for start in range(0, 4 * clips, clips))
+        kernels, rest, parts = rest[:shapes], rest[shapes:], portions(x)
+        u, y, z, wholes = (rest[start : start + len(parts)] for start in range(0, 4 * len(parts), len(parts)))
         column = None if coefficients is None else coefficients[:joints, None]
 
         g_end, slope3 = Ending.gather(grad, out, z, ctx.ending, gamma3, relu=ctx.relu)
@@ -144,14 +143,14 @@ class MultiScale(torch.autograd.Function):
         affine2 = ctx.second.affine(gamma2, beta2, x.dtype)
         slope2, g_y, room = Slope(ctx.second, gamma2), [], Room()
         g_last = torch.zeros_like(last_weight).flatten(1)
-        for clip in range(clips):
-            g_z = slope3.through(clip, g_end[clip], z[clip])
-            active = torch.addcmul(affine2[1], y[clip], affine2[0], out=room.like(y[clip])).relu_().flatten(0, 1)
+        for i, part in enumerate(parts):
+            g_z = slope3.through(part, g_end[part], flat(z[i])).flatten(0, 1)
+            active = torch.addcmul(affine2[1], y[i], affine2[0], out=room.like(y[i])).relu_().flatten(0, 2)
             g_last += product(g_z.t(), active.t())
             g_active = product(g_z, last_weight.flatten(1).t())
             torch.ops.aten.threshold_backward.grad_input(g_active, active, 0, grad_input=g_active)
-            slope2.add(g_active, y[clip].flatten(0, 1))
-            g_y.append(g_active)
+            g_y.append(g_active.view_as(y[i]))
+            slope2.add(g_y[i], y[i])
         g_second = slope2.solve()
 
         affine = _extended(ctx.found.affine(gamma, beta, x.dtype), len(weight))
@@ -160,37 +159,36 @@ class MultiScale(torch.autograd.Function):
         g_wholes = gamma2.new_zeros(plan.width)
         matrices = _matrices(plan, kernels, every=1)
         g_matrices = [None if matrix is None else torch.zeros_like(matrix[0]) for _, matrix in matrices]
-        g_u, padded, g_padded = [], Padded(plan, u[0]), Padded(plan, u[0])
-        for clip in range(clips):
-            own = slope2.through(clip, g_y[clip], y[clip].flatten(0, 1)).view_as(y[clip])
+        g_u, padded, g_padded = [], Padded(plan), Padded(plan)
+        for i, part in enumerate(parts):
+            own = slope2.through(part, flat(g_y[i]), flat(y[i])).view_as(y[i])
             if column is not None and g_coefficients is not None:
-                g_coefficients[:joints] += torch.bmm(own, wholes[clip].transpose(1, 2)).sum((0, 2))
-                whole = torch.bmm(column.t().expand(len(own), 1, -1), own)
-                g_wholes += whole.sum((0, 1))
-                own = torch.cat([own, whole], 1)
-            padded.activate(u[clip], affine)
-            g_padded.inner.zero_()
-            for i, (branch, matrix) in enumerate(matrices):
-                places = g_padded.taps[i]
-                _end_gradients(padded.taps[i], own[..., branch.outside], matrix, g_matrices[i], places)
+                g_coefficients[:joints] += (own @ wholes[i].transpose(2, 3)).sum((0, 1, 3))
+                whole = column.t() @ own
+                g_wholes += whole.sum((0, 1, 2))
+                own = torch.cat([own, whole], 2)
+            padded.activate(u[i], affine)
+            g_padded.clear(u[i])
+            for b, (branch, matrix) in enumerate(matrices):
+                _end_gradients(padded.taps[b], own[..., branch.outside], matrix, g_matrices[b], g_padded.taps[b])
             g_u.append(torch.ops.aten.threshold_backward(g_padded.inner, padded.inner, 0))
             for inside, outside in plan.plain:
-                passed = own[..., outside]
-                g_u[-1][..., inside] = 0
-                g_u[-1][:: plan.stride, :, inside] = passed
-            slope.add(g_u[-1], u[clip])
+                g_u[i][..., inside] = 0
+                g_u[i][:, :: plan.stride, :, inside] = own[..., outside]
+            slope.add(g_u[i], u[i])
         g_gamma, g_beta = (each[: plan.normed] for each in slope.solve())
         slope.pass_on(slice(plan.normed, None))
 
-        g_x, g_weight = torch.empty_like(as_rows(x)), torch.zeros_like(weight).flatten(1)
-        for clip, rows in enumerate(as_rows(x)):
-            own = slope.through(clip, g_u[clip], u[clip])
+        rows = as_rows(x)
+        g_x, g_weight = torch.empty_like(rows), torch.zeros_like(weight).flatten(1)
+        for i, part in enumerate(parts):
+            own = slope.through(part, flat(g_u[i]), flat(u[i])).view_as(u[i])
             if column is not None:
-                local, mean = own.split([joints, 1], 1)
+                local, mean = own.split([joints, 1], 2)
                 own = torch.add(local, mean, alpha=1 / joints)
-            own = own.flatten(0, 1)
-            g_weight += product(own.t(), rows.t())
-            g_x[clip] = product(own, weight.flatten(1).t())
+            own = own.flatten(0, 2)
+            g_weight += product(own.t(), rows[part].flatten(0, 1).t())
+            g_x[part] = product(own, weight.flatten(1).t()).view_as(g_x[part])
         # A norm takes away what a bias before it adds, so its gradient is zero; but the global joint's share of it
         # differs from joint to joint.
         g_bias = torch.zeros_like(weight[:, 0, 0, 0])
@@ -237,35 +235,46 @@ def _order(plan: Plan) -> list[int]:
 
 
 class Padded:
-    """Room for a clip (T, J, C) between margins of zeros, and the views of it that the branches take."""
+    """Room for clips (N, T, J, C) between margins of zeros, and the views of it that the branches take."""
 
-    def __init__(self, plan: Plan, u: Tensor) -> None:
-        frames, self.normed = len(u), plan.normed
-        self.whole = u.new_zeros(frames + 2 * plan.margin, *u.shape[1:])
-        self.inner = self.whole[plan.margin : plan.margin + frames]
-        self.plain = [self.inner[:: plan.stride, :, inside] for inside, _ in plan.plain]
-        # Of each branch the frames (T', J, C) that meet each frame of its kernel.
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.shape: Any = None
+
+    def _fit(self, u: Tensor) -> None:
+        if self.shape == u.shape:
+            return
+        plan, self.shape = self.plan, u.shape
+        clips, frames, *rest = u.shape
+        whole = u.new_zeros(clips, frames + 2 * plan.margin, *rest)
+        self.inner = whole[:, plan.margin : plan.margin + frames]
+        self.plain = [self.inner[:, :: plan.stride, :, inside] for inside, _ in plan.plain]
+        # Of each branch the frames (N, T', J, C) that meet each frame of its kernel.
         self.taps: list[list[Tensor]] = []
         for branch in plan.branches:
-            begins = [
-                plan.margin - branch.padding + i * max(1, branch.dilation) for i in range(branch.kernel)
-            ]
+            begins = [plan.margin - branch.padding + i * max(1, branch.dilation) for i in range(branch.kernel)]
             spans = [slice(begin, begin + frames, plan.stride) for begin in begins]
-            self.taps.append([self.whole[span, :, branch.inside] for span in spans])
+            self.taps.append([whole[:, span, :, branch.inside] for span in spans])
 
     def activate(self, u: Tensor, affine: tuple[Tensor, Tensor]) -> None:
         """Writes norm and ReLU of u; plain columns as they are."""
+        self._fit(u)
         scale, shift = affine
         torch.addcmul(shift, u, scale, out=self.inner)
-        self.inner[..., : self.normed].relu_()
+        self.inner[..., : self.plan.normed].relu_()
+
+    def clear(self, u: Tensor) -> None:
+        """Zeros for gradients of u; the margins gather what nobody reads."""
+        self._fit(u)
+        self.inner.zero_()
 
 
 def _end(taps: Sequence[Tensor], matrix: tuple[Tensor, Tensor | None] | None) -> Tensor:
-    """What a branch makes of a clip: (T', J, C)."""
+    """What a branch makes of clips: (N, T', J, C)."""
     if matrix is None:
         return _largest(taps)
-    together = torch.cat(list(taps), 2)
-    return product(together.flatten(0, 1), *matrix).view(*together.shape[:2], -1)
+    together = torch.cat(list(taps), 3)
+    return product(together.flatten(0, 2), *matrix).view(*together.shape[:3], -1)
 
 
 def _largest(taps: Sequence[Tensor]) -> Tensor:
@@ -293,8 +302,8 @@ def _end_gradients(
             place += own
             grad = grad - own
         return
-    rows, together = grad.flatten(0, 1).contiguous(), torch.cat(list(taps), 2).flatten(0, 1)
+    rows, together = grad.flatten(0, 2).contiguous(), torch.cat(list(taps), 3).flatten(0, 2)
     g_matrix += product(rows.t(), together.t())
-    parts = product(rows, matrix[0].t()).view(*grad.shape[:2], -1)
-    for place, part in zip(places, parts.split(grad.shape[2], 2), strict=True):
+    parts = product(rows, matrix[0].t()).view(*grad.shape[:3], -1)
+    for place, part in zip(places, parts.split(grad.shape[3], 3), strict=True):
         place += part

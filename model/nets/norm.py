@@ -114,19 +114,20 @@ class Sums:
         self.squares.append(centred.mul_(centred).sum(-2))
 
     def add_turned(self, columns: Tensor) -> None:
-        """columns (C, rows) of the next clip."""
-        self.per_clip = columns.shape[1]
+        """columns (C, N, rows) of the next clips."""
+        channels, clips, self.per_clip = columns.shape
         # Centred by the mean of a few: subtracting the exact one would take a pass of its own.
-        near = columns[:, :64].mean(1)
-        centred = scaled(columns, torch.ones_like(near), -near)
-        sums, squares = (each.double() for each in _norm_sums(centred[None], centred[None], torch.zeros_like(near)))
+        near = columns[:, 0, :64].mean(1)
+        centred = scaled(columns, torch.ones_like(near), -near).view(1, channels * clips, -1)
+        found = _norm_sums(centred, centred, near.new_zeros(channels * clips))
+        sums, squares = (each.double().view(channels, clips).t() for each in found)
         self.sums.append(sums + near.double() * self.per_clip)
         self.squares.append(squares - sums.square() / self.per_clip)
 
     def merged(self, eps: float) -> Statistics:
         """Mean and variance over clips and rows, merged from those of each clip (Chan et al. 1979)."""
         columns = self.sums[0].shape[-1]
-        sums, squares = (torch.cat([each.view(-1, columns) for each in of]).double() for of in (self.sums, self.squares))
+        sums, squares = (torch.cat([each.reshape(-1, columns) for each in of]).double() for of in (self.sums, self.squares))
         per_clip, weights = self.per_clip, _weights.get()
         means = sums / per_clip
         counts = means.new_ones(len(means)) if weights is None else weights.to(means)
@@ -158,7 +159,7 @@ def statistics(rows: Tensor, eps: float) -> Statistics:
 
 
 def scaled(columns: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * columns + shift of columns (C, rows); torch's broadcasting takes three times as long."""
+    """scale * columns + shift of columns (C, N, rows); torch's broadcasting takes three times as long."""
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
     return torch.native_batch_norm(columns[None], scale, shift, zero, one, False, 0.0, 0.0)[0][0]
 
@@ -210,7 +211,7 @@ class Slope:
         self.sums.append(_norm_sums(grad.reshape(-1, len(mean)), rows.reshape(-1, len(mean)), mean))
 
     def add_turned(self, grad: Tensor, columns: Tensor) -> None:
-        """The same as (C, rows)."""
+        """The same as (C, N, rows)."""
         self.sums.append(_norm_sums(grad[None], columns[None], self.means[1]))
 
     def solve(self) -> tuple[Tensor, Tensor]:
@@ -234,22 +235,21 @@ class Slope:
         self.scale[columns] = 1
         self.slope[..., columns] = self.start[..., columns] = 0
 
-    def through(self, part: int | slice, grad: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of the input (..., rows, C) of one or several clips; the next call overwrites it."""
-        start, slope = self._common(part)
+    def through(self, part: slice, grad: Tensor, rows: Tensor) -> Tensor:
+        """The gradient of the input (N, rows, C) of some clips; the next call overwrites it."""
+        start, slope = self.start, self.slope
+        if slope.dim() == 2:
+            start, slope = start[part, None], slope[part, None]
         return torch.addcmul(start, rows, slope, out=self.room.like(rows)).addcmul_(grad, self.scale)
 
-    def through_turned(self, clip: int, grad: Tensor, columns: Tensor) -> Tensor:
-        """The same as (C, rows)."""
-        start, slope = self._common(clip)
-        return scaled(columns, slope, start).addcmul_(grad, self.scale[:, None])
-
-    def _common(self, part: int | slice) -> tuple[Tensor, Tensor]:
+    def through_turned(self, part: slice, grad: Tensor, columns: Tensor) -> Tensor:
+        """The same as (C, N, rows), a tensor of its own."""
         if self.slope.dim() == 1:
-            return self.start, self.slope
-        if isinstance(part, int):
-            return self.start[part], self.slope[part]
-        return self.start[part, None], self.slope[part, None]
+            common = scaled(columns, self.slope, self.start)
+        else:
+            slope, start = (each[part].t().flatten() for each in (self.slope, self.start))
+            common = scaled(columns.flatten(0, 1)[:, None], slope, start).view_as(columns)
+        return common.addcmul_(grad, self.scale[:, None, None])
 
 
 def backward(
