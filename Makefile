@@ -73,7 +73,8 @@ bench: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py
 
-# Coverage-guided fuzzing of every reader, SECONDS each; atheris is installed beside, for this alone.
+# Coverage-guided fuzzing of every reader, SECONDS each; atheris is installed beside, for this alone. Then the property
+# tests of `make test` with newly drawn examples.
 FUZZED ?= skeleton zip tar pickle annotations torch npz arrays table coco mediapipe openpose
 SECONDS ?= 10
 fuzz: $(INSTALLED)
@@ -82,6 +83,8 @@ fuzz: $(INSTALLED)
 	@for reader in $(FUZZED); do echo "$$reader"; \
 	  PYTHONPATH=.:tests:.work/atheris OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz.py $$reader \
 	    -max_total_time=$(SECONDS) -verbosity=0 -print_final_stats=1 || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile random tests/test_pose_hostile.py \
+	  tests/test_archives.py tests/test_ntu.py tests/test_ntu_quick.py tests/test_pickles.py
 
 # Images are built and the pipeline runs in containers, against a tracking server and an object store over HTTP. Docker
 # is installed and started where that is possible.

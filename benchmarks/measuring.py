@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -107,9 +108,33 @@ class _Traffic(TorchDispatchMode):
         return result
 
 
+def _convolution(x: Any, weight: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _onto(target: Any, x: Any, weight: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
+    return _convolution(x, weight, out_shape=out_shape)
+
+
+def _product(a: Any, b: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
+    return 2 * math.prod(out_shape) * a[-1]
+
+
+# Operations of `model.nets.onednn`, which torch's counter does not know.
+ONEDNN = {
+    getattr(torch.ops.mkldnn, name): count
+    for name, count in (
+        ("_convolution_pointwise", _convolution),
+        ("_convolution_pointwise_", _onto),
+        ("_linear_pointwise", _product),
+    )
+    if hasattr(torch.ops.mkldnn, name)
+}
+
+
 def counted(action: Callable[[], Any]) -> tuple[float, float]:
     """(floating-point operations of convolutions and products, bytes of traffic) of an action."""
-    with FlopCounterMode(display=False) as operations:
+    with FlopCounterMode(display=False, custom_mapping=ONEDNN) as operations:
         action()
     with _Traffic() as traffic:
         action()

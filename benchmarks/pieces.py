@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measuring import CLOCKS, alternating
 from model.nets import fused
 from model.nets.memory import channels_first
-from model.nets.norm import statistics
+from model.nets.moments import statistics
 
 N, T, V, C = 16, 100, 25, 96  # 8 clips of 2 persons in ProtoGCN's first blocks
 

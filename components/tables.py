@@ -31,7 +31,11 @@ def read_rows_or_faults(entry: Entry, needed: Sequence[str] = ()) -> Iterator[tu
     first = next(lines, "")
     if isinstance(first, UserError):
         raise first
-    header = _header(next(csv.reader([first]), []), needed, entry)
+    try:
+        names = next(csv.reader([first], strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"{entry}, line 1: not a row of a table ({error})") from None
+    header = _header(names, needed, entry)
     for number, line in enumerate(lines, 2):
         where = f"{entry}, line {number}"
         try:

@@ -23,7 +23,7 @@ from model.feeding import Feed
 from model.ghost import Groups, average_statistics
 from model.losses import commit_banks
 from model.progress import Progress
-from model.settings import TrainSettings, derived_seed, epoch_batches, learning_rate
+from model.settings import TrainSettings, autocast, derived_seed, epoch_batches, learning_rate
 
 FLAWED_BATCH = "flawed-batch.json"
 
@@ -140,7 +140,7 @@ def _backward(
         weight = clips * size / len(x)
         more = part + 1 < passes
         with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            with autocast(device, settings.amp):
                 total, parts = module(x[mine], labels[mine])
             (total * weight).backward()
         names = ["loss", *parts]

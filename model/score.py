@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from model.distributed import gather_features, share, world
 from model.errors import UserError
 from model.feeding import Feed
+from model.settings import autocast
 
 
 def score_clips(
@@ -55,7 +56,7 @@ def clip_logits(
     for start in range(0, len(mine), step):
         rows = torch.arange(mine[start], mine[min(start + step, len(mine)) - 1] + 1)
         x = clips.batch(rows, None).to(device, non_blocking=True)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with torch.inference_mode(), autocast(device, amp):
             logits = net(x)
         found.append(logits.float().reshape(len(rows), clips.num_clips, -1))
     net.train(was_training)

@@ -33,7 +33,7 @@ class TrainSettings:
     accumulate: int = 1  # forward passes that share one optimiser step
     clip_grad: float | None = None  # largest norm of the whole gradient
     label_smoothing: float = 0.0
-    amp: bool = False  # bfloat16 autocast
+    amp: bool = False  # bfloat16 autocast on a GPU
     bn_batch: int | None = None  # clips that batch norm averages over, on any number of ranks; None: all of a pass
     deterministic: bool = True
     validate_every: int = 1  # epochs
@@ -164,3 +164,8 @@ def derived_seed(seed: int, epoch: int, step: int, stream: int) -> int:
     """
     state = np.random.SeedSequence([seed, epoch, step, stream]).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
+
+
+def autocast(device: torch.device, wanted: bool) -> torch.autocast:
+    """bfloat16 where torch holds it to be safe, on a GPU; a CPU always computes in the precision of the weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and device.type != "cpu")

@@ -10,6 +10,7 @@ import torch
 from benchmarks.end_to_end import random_store
 from benchmarks.measuring import alternating, clips, counted
 from model import create_model
+from model.nets.norm import by_module
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -20,6 +21,21 @@ def test_operations_and_bytes_of_a_product():
     assert operations == 2 * 30 * 50 * 20
     # Product: three matrices; view: nothing; sum in place: its operand and its result.
     assert traffic == 4 * (30 * 50 + 50 * 20 + 30 * 20 + 2 * 30 * 20)
+
+
+def test_operations_of_onednn_count():
+    """As many as of the modules."""
+    net = create_model("dgstgcn", layout="coco", num_classes=3, base_channels=16).eval()
+    x, _ = clips(net, 2, 6)
+
+    def forward():
+        with torch.no_grad():
+            net(x)
+
+    operations, _ = counted(forward)
+    with by_module():
+        expected, _ = counted(forward)
+    assert operations == pytest.approx(expected, rel=0.02)
 
 
 def test_the_best_round_counts_and_the_first_warms_up():

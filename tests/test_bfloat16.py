@@ -4,10 +4,12 @@ Stated tolerance: the mean loss of every five steps lies within 10 % (and 0.03) 
 clips are right in the end, give or take one.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
-from training_kit import PROTOGCN
+from training_kit import PROTOGCN, run, small_store
 
 from model import create_model
 
@@ -51,6 +53,18 @@ def test_the_learning_curve_is_that_of_single_precision(name: str, options: dict
     assert single[-1] < 0.9 * single[0] and right >= 15
     torch.testing.assert_close(half, single, rtol=0.1, atol=0.03)
     assert abs(right_half - right) <= 1
+
+
+def test_a_cpu_trains_in_single_precision(tmp_path: Path) -> None:
+    """`amp` is for GPUs: what a CPU learns is the same to the bit with and without."""
+    store = small_store(tmp_path / "store")
+    weights = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        net = create_model("protogcn", layout="nturgb+d", num_classes=3, **PROTOGCN)
+        run(net, store, tmp_path / str(amp), amp=amp)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in net.parameters()]))
+    assert torch.equal(*weights)
 
 
 def test_losses_gradients_and_statistics_stay_in_single_precision() -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from model.nets import NETWORKS
 from model.nets.empty import distinct_persons
-from model.nets.norm import BatchNorm, by_module, norm_relu, statistics, weighted
+from model.nets.moments import statistics, weighted
+from model.nets.norm import BatchNorm, by_module, norm_relu
 
 GRAPH_NETWORKS = [name for name in NETWORKS if name not in ("posec3d", "umurl")]
 LABELS = torch.tensor([0, 4, 4, 1, 2])

@@ -135,6 +135,13 @@ def test_rows_that_are_no_poses(tmp_path, row, message):
     assert count == 0 and message in said, said
 
 
+@pytest.mark.parametrize("names", ["clip,fr\rame,person,joint,x,y", 'clip,"frame,person,joint,x,y'])
+def test_a_line_of_names_that_is_no_row(tmp_path, names):
+    write_labels(tmp_path)
+    (tmp_path / "poses.csv").write_bytes(f"{names}\nwave_1,0,0,nose,1,1\n".encode())
+    refused("table", tmp_path, "poses.csv, line 1", "not a row of a table")
+
+
 def test_a_clip_of_a_table_is_bounded(tmp_path, monkeypatch):
     write_table(tmp_path, list(load_layout("penn13").joints), ["x", "y"])
     monkeypatch.setattr(pose_table, "MAX_ROWS", 80)

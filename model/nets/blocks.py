@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from model.distributed import SharedDropout
 from model.errors import UserError
 from model.layouts import Layout
+from model.nets import scoring
 from model.nets.empty import distinct_persons
 from model.nets.memory import channels_first, joints_last
-from model.nets.norm import BatchNorm, weighted
+from model.nets.moments import weighted
+from model.nets.norm import BatchNorm
 from model.nets.temporal import MultiScaleTemporal, TemporalUnit
 
 # What a graph convolution's `topologies(x)` answers for its input x (N, C, T, V): "base" (K, V, V) is A_0, which all
@@ -87,6 +89,20 @@ class Block(nn.Module):
         y = self.tcn(y)
         return F.relu(y) if residual is None else F.relu(y + residual, inplace=True)
 
+    def scoring(self) -> scoring.Step | None:
+        """The block for `model.nets.scoring`, if both of its units have such a form. It may write over its input."""
+        gcn, tcn = scoring.unit_step(self.gcn), scoring.unit_step(self.tcn)
+        if gcn is None or tcn is None:
+            return None
+        residual = None if self.residual is None else scoring.convolution(self.residual.conv, self.residual.bn)
+
+        def score(x: Tensor) -> Tensor:
+            y = gcn(x)
+            beside = None if residual is None else scoring.rows(residual(scoring.image(x)), len(x))
+            return tcn(y, x if self.keeps_input else beside)
+
+        return score
+
 
 class GraphNetwork(nn.Module):
     """Trunk and head of a graph network: data norm, blocks, mean over frames, joints and persons, classifier.
@@ -150,7 +166,22 @@ class GraphNetwork(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Pooled features (N, C) of clips (N, M, T, V, C)."""
-        return self.trunk(x, self.gcn)[0]
+        steps = scoring.steps(self.gcn, x)
+        return self.trunk(x, self.gcn)[0] if steps is None else self._scored(x, steps)
+
+    def _scored(self, x: Tensor, steps: list[scoring.Step]) -> Tensor:
+        y = joints_last(self.enter(x))
+        distinct = distinct_persons(x, self.per_person())
+        if distinct is not None:
+            y = y[distinct.rows]
+        pooled = []
+        for persons in y.split(scoring.persons_at_once()):
+            z = persons.transpose(1, 2).contiguous()  # (n, V, T, C)
+            for step in steps:
+                z = step(z)
+            pooled.append(z.mean((1, 2)))
+        found = torch.cat(pooled)
+        return (found if distinct is None else found[distinct.places]).unflatten(0, x.shape[:2]).mean(1)
 
     def per_person(self) -> nn.Module:
         """The modules that persons pass one by one."""

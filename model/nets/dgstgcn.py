@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets import fused, fused_space
+from model.nets import fused, fused_space, scoring
 from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
-from model.nets.memory import channels_first, channels_together, frames_together, joints_last
+from model.nets.linear import linear
+from model.nets.memory import channels_together, frames_together, joints_last
 from model.nets.norm import BatchNorm, norm_relu
-from model.nets.onednn import linear
+from model.nets.onednn import product
 from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal
 
 # The released checkpoints hold this many global-joint weights whatever the layout.
@@ -105,6 +106,43 @@ class TopologyConv(nn.Module):
             self.bn.bias,
         )
 
+    def scoring(self) -> scoring.Step:
+        """The unit for `model.nets.scoring`. Topologies are (receivers, senders) here."""
+        weight, shift = scoring.folded(self.pre[0], self.pre[1])
+        weight, shift = weight.flatten(1), shift[:, None]
+        post = scoring.convolution(self.post, self.bn)
+        down = None if isinstance(self.down, nn.Identity) else scoring.convolution(*self.down)
+
+        def score(x: Tensor) -> Tensor:
+            persons, joints, frames, _ = x.shape
+            values = product(weight, x.flatten(0, 2)).add_(shift).relu_()  # (K*C, n*V*T)
+            mixed = torch.bmm(self._receivers(x.mean(2)), values.view(-1, joints, frames))
+            target = x.clone() if down is None else scoring.rows(down(scoring.image(x)), persons)
+            post.onto(scoring.image(target), mixed.view(1, self.width, -1, frames))
+            return target
+
+        return score
+
+    def _receivers(self, pooled: Tensor) -> Tensor:
+        """Topologies (K*C*n, receivers, senders) of x (n, V, T, C), averaged over frames."""
+        base = self.A.transpose(1, 2)[:, None, None]
+        if self.adapts:
+            q, k = (self._compared(conv, pooled) for conv in (self.conv1, self.conv2))  # (K, C, n, V)
+            if self.beta is not None:
+                compared = k.permute(0, 2, 3, 1) @ q.permute(0, 2, 1, 3)
+                base = base + self.beta[0] * compared.softmax(3)[:, None]
+            if self.alpha is not None:
+                # tanh(x) = 2 * sigmoid(2x) - 1; torch's sigmoid takes a tenth of the time of its tanh.
+                twice = float(2 * self.alpha[0])
+                steep = (q[..., None, :] - k[..., None]).mul_(2).sigmoid_()
+                return torch.add(base - twice / 2, steep, alpha=twice, out=steep).flatten(0, 2)
+        return base.expand(-1, self.width // self.subsets, len(pooled), -1, -1).flatten(0, 2)
+
+    def _compared(self, conv: Any, pooled: Tensor) -> Tensor:
+        """(n, V, C) -> (K, C, n, V)."""
+        found = product(conv.weight.flatten(1), pooled.flatten(0, 1)) + conv.bias[:, None]
+        return found.view(self.subsets, -1, *pooled.shape[:2])
+
     def topologies(self, x: Tensor) -> Topologies:
         """base (K, V, V); where the block has them inter (N, K, C, V, V), intra (N, K, 1, V, V) and their sum."""
         found: Topologies = {"base": self.A}
@@ -123,7 +161,10 @@ class TopologyConv(nn.Module):
         # gradient of a mean is written out for every frame.
         pooled = joints_last(x).sum(1) / x.shape[2]  # (N, V, C)
         q, k = (
-            linear(pooled, conv.weight.flatten(1), conv.bias).transpose(1, 2).contiguous().unflatten(1, (self.subsets, -1))
+            linear(pooled, conv.weight.flatten(1), conv.bias)
+            .transpose(1, 2)
+            .contiguous()
+            .unflatten(1, (self.subsets, -1))
             for conv in (self.conv1, self.conv2)
         )
         if self.beta is None:

@@ -9,27 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from model.nets.norm import (
-    CACHED,
-    Slope,
-    Statistics,
-    Sums,
-    as_rows,
-    backward,
-    channels_last,
-    chunks,
-    ready,
-    running,
-    statistics,
-)
-from model.nets.onednn import linear
+from model.nets.linear import linear
+from model.nets.moments import CACHED, Slope, Statistics, Sums, as_rows, running
+from model.nets.norm import channels_last, ready
 
-
-PORTION = 2 * CACHED
+PORTION = 2 * CACHED  # numbers of an activation worked on at a time
 
 
 def fits(x: Tensor, *norms: nn.Module) -> bool:
@@ -52,28 +38,6 @@ def flat(x: Tensor) -> Tensor:
     return x.view(len(x), -1, x.shape[-1])
 
 
-def found_by(norm: Any, columns: slice, rows: Tensor) -> Statistics:
-    """Those of the batch, or in eval mode the running ones."""
-    return statistics(rows, norm.eps) if norm.training else running(norm, columns)
-
-
-def conv_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1
-) -> list[Tensor]:
-    """Gradients of input, weight and bias of a convolution over time."""
-    wanted = [True, True, True]
-    return list(
-        torch.ops.aten.convolution_backward(
-            grad, x, weight, [len(weight)], [stride, 1], [padding, 0], [dilation, 1], False, [0, 0], 1, wanted
-        )
-    )
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The 1x1 convolution of x (N, T, V, C): (N, T, V, C')."""
-    return last(F.conv2d(_images(x), weight, bias)).reshape(*x.shape[:3], len(weight))
-
-
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution before a norm, every `stride` frames; on CPU a product of matrices."""
 
@@ -81,23 +45,7 @@ class Pointwise(nn.Conv2d):
         if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         rows = last(x)[:, :: self.stride[0]]
-        return first(linear(rows, self.weight.flatten(1), self.bias, bias_counts=not self.training))
-
-
-def project_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input (N, T, V, C), weight and bias of `project`."""
-    g_x, g_weight, g_bias = conv_gradients(_images(grad), _images(x), weight)
-    return last(g_x).reshape(x.shape), g_weight, g_bias
-
-
-def _images(x: Tensor) -> Tensor:
-    """(N, T, V, C) -> (N*k, C, T/k, V), a view of 16 images or more if there are so many frames.
-
-    For fewer and a single thread torch takes another kernel, which needs twice the time.
-    """
-    clips, frames, joints, channels = x.shape
-    parts = next((k for k in range(1, frames + 1) if frames % k == 0 and clips * k >= 16), frames)
-    return first(x.reshape(clips * parts, frames // parts, joints, channels))
+        return first(linear(rows, self.weight.flatten(1), self.bias, normed=self.training))
 
 
 class Ending:

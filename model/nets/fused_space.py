@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.nets.fused import Ending, first, flat, last, portions
-from model.nets.norm import Slope, Sums, as_rows, channels_last, running, scaled
+from model.nets.moments import Slope, Sums, as_rows, running, scaled
+from model.nets.norm import channels_last
 from model.nets.onednn import product
 
 
@@ -55,7 +56,7 @@ class LearnedTopology(torch.autograd.Function):
         ending = Ending(end, gamma2, beta2)
         for part, each in zip(portions(x), u, strict=True):
             values = scaled(each, *affine).relu_().view(-1, frames, joints)
-            mixed = torch.bmm(values, _topology(shared, _tanh(q, k, part), scale, part, len(values)))
+            mixed = torch.bmm(values, _topology(shared, _compared(q, k, part), scale, part, len(values)))
             projected = product(mixed.view(len(each), -1).t(), last_weight.flatten(1), last_bias)
             ending.add(projected.view(-1, frames, joints, len(last_weight)))
         out = ending.out(x if keeps else residual)
@@ -83,9 +84,9 @@ class LearnedTopology(torch.autograd.Function):
         g_scale: Any = None if scale is None else torch.zeros_like(scale)
         for i, part in enumerate(parts):
             g_z = slope2.through(part, g_end[part], flat(z[i])).flatten(0, 1)
-            tanh = _tanh(q, k, part)
+            compared = _compared(q, k, part)
             values = scaled(u[i], *affine).relu_().view(-1, frames, joints)
-            topology = _topology(shared, tanh, scale, part, len(values))
+            topology = _topology(shared, compared, scale, part, len(values))
             g_last += product(torch.bmm(values, topology).view(len(u[i]), -1), g_z.t())
             g_mixed = product(last_weight.flatten(1).t(), g_z).view_as(values)
             g_topology = torch.bmm(values.transpose(1, 2), g_mixed)
@@ -101,11 +102,14 @@ class LearnedTopology(torch.autograd.Function):
                 g_shared += total.sum(0, keepdim=True)
             else:
                 g_shared[part] = total
-            if tanh is not None and scale is not None and g_q is not None and g_k is not None:
-                g_scale += torch.dot(g_topology.flatten(), tanh.flatten())
-                steep = torch.ops.aten.tanh_backward(g_topology, tanh).mul_(scale)
+            if compared is not None and scale is not None and g_q is not None and g_k is not None:
+                g_scale += 2 * torch.dot(g_topology.flatten(), compared.flatten()) - total.sum()
+                steep = torch.ops.aten.sigmoid_backward(g_topology, compared)
                 g_q[part] = steep.sum(4).permute(2, 0, 1, 3)
-                g_k[part] = steep.sum(3).neg_().permute(2, 0, 1, 3)
+                g_k[part] = steep.sum(3).permute(2, 0, 1, 3)
+        if scale is not None and g_q is not None and g_k is not None:
+            g_q *= 4 * scale
+            g_k *= -4 * scale
         g_norm = slope.solve()
 
         rows = as_rows(x)
@@ -129,22 +133,21 @@ class LearnedTopology(torch.autograd.Function):
         )
 
 
-def _tanh(q: Tensor | None, k: Tensor | None, part: slice) -> Tensor | None:
-    """tanh(q[v] - k[w]) of some clips, (K, C, N, V, V)."""
+def _compared(q: Tensor | None, k: Tensor | None, part: slice) -> Tensor | None:
+    """(1 + tanh(q[v] - k[w])) / 2 of some clips, (K, C, N, V, V)."""
     if q is None or k is None:
         return None
-    # tanh(x) = 2 * sigmoid(2x) - 1; torch's sigmoid takes a tenth of the time of its tanh.
+    # That is a sigmoid, for which torch takes a tenth of the time of its tanh.
     q, k = (2 * each[part].permute(1, 2, 0, 3).contiguous() for each in (q, k))
-    return (q[..., :, None] - k[..., None, :]).sigmoid_().mul_(2).sub_(1)
+    return (q[..., :, None] - k[..., None, :]).sigmoid_()
 
 
-def _topology(shared: Tensor, tanh: Tensor | None, scale: Tensor | None, part: slice, matrices: int) -> Tensor:
+def _topology(shared: Tensor, compared: Tensor | None, scale: Tensor | None, part: slice, matrices: int) -> Tensor:
     """That of some clips for each channel, (K*C*N, V, V)."""
     own = (shared if len(shared) == 1 else shared[part]).permute(1, 2, 0, 3, 4)  # (K, 1, N or 1, V, V)
-    if tanh is not None and scale is not None:
-        return torch.addcmul(own, tanh, scale).flatten(0, 2)
-    subsets, _, clips, joints, _ = own.shape
-    clips = part.stop - part.start
+    if compared is not None and scale is not None:
+        return torch.addcmul(own - scale, compared, 2 * scale).flatten(0, 2)
+    subsets, clips, joints = len(own), part.stop - part.start, own.shape[-1]
     return own.expand(-1, matrices // subsets // clips, clips, -1, -1).reshape(matrices, joints, joints)
 
 

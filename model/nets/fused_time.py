@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.nets.fused import Ending, first, flat, portions
-from model.nets.norm import Room, Slope, Statistics, Sums, as_rows, channels_last, running
+from model.nets.moments import Room, Slope, Sums, as_rows, running
+from model.nets.norm import channels_last
 from model.nets.onednn import product
 
 

@@ -17,8 +17,8 @@ from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
 from model.nets.dgstgcn import DGSTGCN
+from model.nets.linear import linear
 from model.nets.norm import BatchNorm, norm_relu
-from model.nets.onednn import linear
 
 # Released settings per stream, the same for every data set.
 STREAM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ class ProtoGCN(DGSTGCN):
         if self.prn is not None and not self.feeds_back:
             pairs = self.prn(pairs)
         # The norm is over clips and joint pairs.
-        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias, bias_counts=not self.training)
+        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias, normed=self.training)
         return norm_relu(self.bn, mixed.transpose(1, 2)[..., None]).mean(1).flatten(1)
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.graph import adjacency
 from model.layouts import Layout
-from model.nets import fused, fused_space
+from model.nets import fused, fused_space, scoring
 from model.nets.blocks import Block, GraphNetwork, Stage, Topologies
 from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.onednn import Convolution, product
 from model.nets.temporal import BRANCHES, Branch, MultiScaleTemporal, TemporalUnit, init_time_convs
 
 # What makes ST-GCN++ of ST-GCN.
@@ -70,6 +71,31 @@ class SharedGraphConv(nn.Module):
         mixed = (receivers.to(source.dtype) @ source).view(*source.shape[:3], -1)
         y = F.conv2d(channels_first(mixed), kernel) + bias.T[:, None]
         return norm_relu(self.bn, y, x if keeps else residual)
+
+    def scoring(self) -> scoring.Step:
+        """The unit for `model.nets.scoring`: one product that mixes joints, then the subsets as frames of a kernel."""
+        weights = self.A if self.PA is None else self.A * self.PA
+        receivers = weights.permute(2, 0, 1).flatten(0, 1)  # (W*K, V)
+        weight, shift = scoring.folded(self.conv)
+        scale, constant = scoring.affine(self.bn, weight.dtype)
+        kernel = weight.unflatten(0, (self.subsets, -1)).permute(1, 2, 0, 3, 4).flatten(3)  # (C', C, K, 1)
+        project = Convolution(kernel * scale[:, None, None, None], constant)
+        # Receivers gather the biases of their senders.
+        bias = (weights.sum(1).T @ shift.view(self.subsets, -1) * scale)[:, None]  # (W, 1, C')
+        down = None if isinstance(self.down, nn.Identity) else scoring.convolution(*self.down)
+
+        def score(x: Tensor) -> Tensor:
+            persons, joints, frames, channels = x.shape
+            if down is not None:
+                target = scoring.rows(down(scoring.image(x)), persons).add_(bias)
+            else:
+                target = x + bias if self.with_residual else bias.repeat(persons, 1, frames, 1)
+            for person, own in zip(x, target, strict=True):
+                mixed = product(receivers, person.flatten(1).T).view(joints, self.subsets, frames, channels)
+                project.onto(own[:, None].permute(0, 3, 1, 2), mixed.permute(0, 3, 1, 2))
+            return target
+
+        return score
 
     def topologies(self, x: Tensor) -> Topologies:
         """The learned A, or the fixed A and, as "enhanced", A times the learned weights; the same for all clips."""

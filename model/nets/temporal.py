@@ -1,6 +1,7 @@
 """Units over time, alone or in several branches, and how the originals start them."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributed import SharedDropout
-from model.nets import fused, fused_time
+from model.nets import fused, fused_time, scoring
 from model.nets.memory import channels_first, joints_last
 from model.nets.norm import BatchNorm, norm_relu
+from model.nets.scoring_time import multi_scale
 
 Branch = Any  # (kernel, dilation), ("max", kernel) or "1x1"
 BRANCHES: tuple[Branch, ...] = ((3, 1), (3, 2), (3, 3), (3, 4), ("max", 3), "1x1")
@@ -63,6 +65,11 @@ class TemporalUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.bn(self.conv(x)))
+
+    def scoring(self) -> scoring.Joined:
+        """ReLU(unit(x) + residual) for `model.nets.scoring`."""
+        conv = scoring.convolution(self.conv, self.bn)
+        return partial(scoring.ended, conv)
 
 
 class TimeConv(nn.Module):
@@ -181,6 +188,10 @@ class MultiScaleTemporal(nn.Module):
             self.bn.bias,
             *kernels,
         )
+
+    def scoring(self) -> scoring.Joined | None:
+        """ReLU(unit(x) + residual) for `model.nets.scoring`."""
+        return multi_scale(self) if self.normed else None
 
     def reference_parts(self) -> Parts:
         """How the tensors are cut into those of the released checkpoints."""
