@@ -5,7 +5,7 @@ import torch
 from small_nets import clips, small
 from torch import nn
 
-from model.nets import NETWORKS
+from model.nets import NETWORKS, fused
 from model.nets.empty import distinct_persons
 from model.nets.moments import statistics, weighted
 from model.nets.norm import BatchNorm, by_module, norm_relu
@@ -53,17 +53,22 @@ OPTIONS = [(name, {}) for name in GRAPH_NETWORKS] + [
 ]
 
 
+@pytest.mark.parametrize("portion", [1, 7000, fused.PORTION])  # one clip at a time, a few, all
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_fused_units_equal_their_modules(name, options):
+def test_fused_units_equal_their_modules(name, options, portion, monkeypatch):
+    monkeypatch.setattr(fused, "PORTION", portion)
     x = clips(warmed(name), number=5).double()
+    x[:, :, 1::3] = x[:, :, ::3][:, :, : x[:, :, 1::3].shape[2]]  # equal frames, of which a maximum takes the first
     found = step(warmed(name, **options), x)
     with by_module():
         expected = step(warmed(name, **options), x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("portion", [1, fused.PORTION])
 @pytest.mark.parametrize("name", GRAPH_NETWORKS)
-def test_empty_persons_are_computed_once_and_count_all(name):
+def test_empty_persons_are_computed_once_and_count_all(name, portion, monkeypatch):
+    monkeypatch.setattr(fused, "PORTION", portion)
     net = warmed(name)
     x = some_empty(net)
     distinct = distinct_persons(x, net.gcn)

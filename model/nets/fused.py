@@ -98,7 +98,7 @@ class Ending:
         return behind, slope
 
 
-def portions(x: Tensor) -> list[slice]:
-    """Clips of x (N, C, T, V) that a unit works on at a time."""
-    size = max(1, PORTION // max(1, x[0].numel()))
+def portions(x: Tensor, width: int) -> list[slice]:
+    """Clips of x (N, C, T, V) that a unit of this width works on at a time."""
+    size = max(1, PORTION // (max(width, x.shape[1]) * x.shape[2] * x.shape[3]))
     return [slice(start, min(len(x), start + size)) for start in range(0, len(x), size)]

@@ -91,7 +91,7 @@ class MultiScale(torch.autograd.Function):
         training = norms[0].training
 
         u, sums, rows = [], Sums(), as_rows(x)
-        for part in portions(x):
+        for part in portions(x, plan.width):
             projected = product(rows[part].flatten(0, 1), weight.flatten(1), bias).view(-1, frames, joints, len(weight))
             u.append(projected if column is None else torch.cat([projected, projected.mean(2, keepdim=True)], 2))
             if training:
@@ -135,7 +135,7 @@ class MultiScale(torch.autograd.Function):
         x, out, weight, gamma, beta, coefficients, gamma2, beta2, last_weight, gamma3, *rest = ctx.saved_tensors
         clips, _, frames, joints = x.shape
         shapes = sum(bool(branch.dilation) for branch in plan.branches)
-        kernels, rest, parts = rest[:shapes], rest[shapes:], portions(x)
+        kernels, rest, parts = rest[:shapes], rest[shapes:], portions(x, plan.width)
         u, y, z, wholes = (rest[start : start + len(parts)] for start in range(0, 4 * len(parts), len(parts)))
         column = None if coefficients is None else coefficients[:joints, None]
 
