@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.nets.linear import linear
 from model.nets.moments import CACHED, Slope, Statistics, Sums, as_rows, running
-from model.nets.norm import channels_last, ready
+from model.nets.norm import channels_last, ready, written_out
 
 PORTION = 2 * CACHED  # numbers of an activation worked on at a time
 
@@ -42,7 +42,7 @@ class Pointwise(nn.Conv2d):
     """A 1x1 convolution before a norm, every `stride` frames; on CPU a product of matrices."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if not written_out(x):
             return super().forward(x)
         rows = last(x)[:, :: self.stride[0]]
         return first(linear(rows, self.weight.flatten(1), self.bias, normed=self.training))

@@ -46,7 +46,7 @@ class LearnedTopology(torch.autograd.Function):
         x = channels_last(x)
         frames, joints = x.shape[2:]
         u, sums, rows = [], Sums(), as_rows(x)
-        for part in portions(x, len(weight)):
+        for part in portions(x, 2 * len(weight)):
             u.append(product(weight.flatten(1), rows[part].flatten(0, 1)).view(len(weight), -1, frames * joints))
             if norm.training:
                 sums.add_turned(u[-1])
@@ -54,7 +54,7 @@ class LearnedTopology(torch.autograd.Function):
         found = sums.merged(norm.eps) if norm.training else running(norm).moved(-bias)
         affine = found.affine(gamma, beta, x.dtype)
         ending = Ending(end, gamma2, beta2)
-        for part, each in zip(portions(x, len(weight)), u, strict=True):
+        for part, each in zip(portions(x, 2 * len(weight)), u, strict=True):
             values = scaled(each, *affine).relu_().view(-1, frames, joints)
             mixed = torch.bmm(values, _topology(shared, _compared(q, k, part), scale, part, len(values)))
             projected = product(mixed.view(len(each), -1).t(), last_weight.flatten(1), last_bias)
@@ -72,7 +72,7 @@ class LearnedTopology(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, out, weight, gamma, beta, shared, q, k, scale, last_weight, gamma2, *rest = ctx.saved_tensors
         frames, joints = x.shape[2:]
-        parts = portions(x, len(weight))
+        parts = portions(x, 2 * len(weight))
         u, z = rest[: len(parts)], rest[len(parts) :]
         g_end, slope2 = Ending.gather(grad, out, z, ctx.ending, gamma2, relu=True)
         g_end_norm = slope2.solve()
@@ -176,7 +176,7 @@ class SharedTopology(torch.autograd.Function):
         channels, frames, joints = x.shape[1:]
         kernel = _over_topologies(weight, channels)
         ending, clips = Ending(end, gamma, beta), last(x)
-        for part in portions(x, len(weight)):
+        for part in portions(x, weight.shape[1]):
             source = clips[part].permute(2, 0, 1, 3)  # (V, N, T, C)
             mixed = _mixed(source.reshape(joints, -1), receivers, channels)
             projected = last(F.conv2d(mixed, kernel)).view(joints, -1, frames, len(weight))
@@ -199,7 +199,7 @@ class SharedTopology(torch.autograd.Function):
         g_receivers, g_matrix, g_bias = (torch.zeros_like(each) for each in (receivers, matrix, bias))
         clips = last(x)
         g_x = g_end.view_as(clips) if ctx.keeps else torch.empty_like(clips)
-        for i, part in enumerate(portions(x, len(weight))):
+        for i, part in enumerate(portions(x, weight.shape[1])):
             g_z = slope.through(part, g_end[part], flat(z[i])).view_as(z[i])
             g_bias += g_z.sum((0, 1))
             g_z = g_z.permute(2, 0, 1, 3).reshape(-1, len(weight))

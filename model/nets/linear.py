@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.nets.norm import written_out
 from model.nets.onednn import product
 
 ROWS = 2500  # of a product over many rows at a time: more leave the cache
@@ -18,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, normed: boo
     `normed` says that all rows pass a norm in training next, which takes away what the bias adds: its gradient is zero,
     and no sum over all rows is needed to find that.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if not written_out(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, normed).view(*x.shape[:-1], -1)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 CACHED = 2**18  # numbers worked on at a time: a megabyte of float32
+BESIDE = 512  # numbers that are added up side by side
 
 _weights: ContextVar[Tensor | None] = ContextVar("weights", default=None)
 
@@ -189,9 +190,10 @@ class Slope:
 
     def add(self, grad: Tensor, rows: Tensor) -> None:
         """grad and the norm's input, (..., rows, C), of one or several clips."""
-        number = rows.numel() // rows.shape[-1]
+        columns = rows.shape[-1]
+        number, most = rows.numel() // columns, max(1, BESIDE // columns)
         # Torch adds rows up one after another; several side by side shorten that sum, which leaves a digit more.
-        beside = next(k for k in (5, 4, 3, 2, 1) if number % k == 0)
+        beside = next(k for k in range(min(number, most), 0, -1) if number % k == 0)
         if beside not in self.means:
             self.means[beside] = self.means[1].repeat(beside)
         mean = self.means[beside]

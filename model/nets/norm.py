@@ -57,15 +57,19 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
 
+def written_out(x: Tensor) -> bool:
+    """Whether steps on x are to be computed by our written-out forms: on CPU, in one precision, as nobody looks on."""
+    # A compiler does better with modules than with steps that are written out.
+    other = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _by_module.get()
+    return x.device.type == "cpu" and not other
+
+
 def ready(norm: nn.Module, x: Tensor) -> bool:
-    """Whether x can be normalised by the arithmetic of this file: on CPU, in one precision, by our norm.
+    """Whether x can be normalised by the arithmetic of `model.nets.moments`: on CPU, in one precision, by our norm.
 
     In eval mode any norm will do, but that is for where no gradient is asked for.
     """
-    # A compiler does better with modules than with steps that are written out.
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _by_module.get():
-        return False
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or x.dtype != norm.weight.dtype:
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or x.dtype != norm.weight.dtype or not written_out(x):
         return False
     return type(norm) is BatchNorm if norm.training else not torch.is_grad_enabled()
 
