@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import CLOCKS, alternating
-from model.nets import fused
 from model.nets.memory import channels_first
-from model.nets.moments import statistics
+from model.nets.moments import Slope, statistics
+from model.nets.onednn import product
 
 N, T, V, C = 16, 100, 25, 96  # 8 clips of 2 persons in ProtoGCN's first blocks
 
@@ -22,20 +22,33 @@ N, T, V, C = 16, 100, 25, 96  # 8 clips of 2 persons in ProtoGCN's first blocks
 def pieces() -> dict[str, dict[str, Callable[[], Any]]]:
     """Ways to compute the same, by what they compute."""
     torch.manual_seed(0)
-    x, few = torch.randn(N, T, V, C), torch.randn(4, T, V, C)
+    x, grad = torch.randn(N, T, V, C), torch.randn(N, T, V, C)
     rows, mean = x.flatten(1, 2), x.mean((0, 1, 2))
     kernel, matrix = torch.randn(C, C, 1, 1), torch.randn(C, C)
-    turned = torch.empty(N, C, T * V)
     pairs = torch.randn(N * C * V * V)
-    receivers, wide = torch.randn(3 * V, V), torch.randn(C, 3 * C, 1, 1)
+    person, receivers = x[0], torch.randn(3 * V, V)
+    part = slice(C // 6, C // 3)
+    few, short = torch.zeros(T + 2, V, C), torch.randn(C // 6, C // 6, 3, 1)
+    side = short.squeeze(3).transpose(1, 2).flatten(1).contiguous()
+    slope = Slope(statistics(rows, 1e-5), torch.ones(C))
 
     def whole_statistics() -> Tensor:
         centred = rows - (rows.sum(1).double().sum(0) / (N * T * V)).float()
         return (centred * centred).sum(1).double().sum(0)
 
-    def mixed(portion: int) -> None:
-        for start in range(0, N, portion):
-            fused.project(fused._mixed(x[start : start + portion], receivers), wide)
+    def gradients(bias: bool) -> Any:
+        images = channels_first(grad), channels_first(x), kernel, [C]
+        wanted = [True, True, bias]
+        return torch.ops.aten.convolution_backward(*images, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted)
+
+    def products() -> None:
+        for own, of in zip(grad.flatten(1, 2), rows, strict=True):
+            product(own, matrix.t())
+            product(own.t(), of.t())
+
+    def one_pass() -> None:
+        slope.add(grad[0], person)
+        slope.sums.clear()
 
     return {
         "statistics of a norm": {
@@ -43,27 +56,41 @@ def pieces() -> dict[str, dict[str, Callable[[], Any]]]:
             "clip by clip": lambda: statistics(rows, 1e-5),
             "a sum over all, the least": lambda: rows.sum(1) - mean,
         },
+        "sums of a norm's gradient, 1 person": {
+            "a product and two sums": lambda: (grad[0].sum((0, 1)), ((person - mean) * grad[0]).sum((0, 1))),
+            "one pass": one_pass,
+        },
         "tanh": {
             "tanh": lambda: pairs.tanh(),
             "2 sigmoid(2x) - 1": lambda: (2 * pairs).sigmoid_().mul_(2).sub_(1),
         },
-        "1x1 convolution of 4 persons": {
-            "as 4 images": lambda: F.conv2d(channels_first(few), kernel),
-            "as 16 images or more": lambda: fused.project(few, kernel),
+        "1x1 convolution of 1 person": {
+            "convolution": lambda: F.conv2d(channels_first(x[:1]), kernel),
+            "MKL's product": lambda: rows[0] @ matrix,
+            "oneDNN's product": lambda: product(rows[0], matrix),
         },
         "1x1 convolution of 16 persons": {
             "convolution": lambda: F.conv2d(channels_first(x), kernel),
-            "an image a frame": lambda: F.conv2d(channels_first(x.view(N * T, 1, V, C)), kernel),
-            "matrix product": lambda: rows @ matrix,
+            "oneDNN's products, a person at a time": lambda: [product(each, matrix) for each in rows],
         },
-        "projection with frames and joints last": {
-            "convolution, then a copy": lambda: turned.copy_(fused.project(x, kernel).flatten(1, 2).transpose(1, 2)),
-            "W @ x^T": lambda: torch.matmul(matrix, rows.transpose(1, 2), out=turned),
+        "its gradients": {
+            "with the bias's": lambda: gradients(True),
+            "without": lambda: gradients(False),
+            "products, a person at a time": products,
         },
-        "mixed joints, projected": {
-            "1 person at a time": lambda: mixed(1),
-            "4": lambda: mixed(4),
-            "16": lambda: mixed(16),
+        "projection with frames and joints last, 16 persons": {
+            "convolution, then a copy": lambda: F.conv2d(channels_first(x), kernel).contiguous(),
+            "W @ x^T, a person at a time": lambda: [product(matrix, each) for each in rows],
+        },
+        "joints mixed, 1 person": {
+            "a product a frame": lambda: torch.bmm(receivers.expand(T, -1, -1), person),
+            "a copy and one product": lambda: product(receivers, person.transpose(0, 1).reshape(V, -1).t()),
+        },
+        "a branch over time, 1 person": {
+            "convolution": lambda: F.conv2d(channels_first(few[None, ..., part]), short),
+            "frames side by side, product": lambda: product(
+                torch.cat([few[i : i + T, :, part] for i in range(3)], 2).flatten(0, 1), side
+            ),
         },
     }
 
