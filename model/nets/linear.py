@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.nets.norm import written_out
@@ -22,6 +22,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, normed: boo
     if not written_out(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, normed).view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """torch's Linear by these products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -17,7 +17,7 @@ from model.layouts import Layout
 from model.losses import ClassContrast
 from model.nets.blocks import classification_loss
 from model.nets.dgstgcn import DGSTGCN
-from model.nets.linear import linear
+from model.nets.linear import Linear, linear
 from model.nets.norm import BatchNorm, norm_relu
 
 # Released settings per stream, the same for every data set.
@@ -41,14 +41,13 @@ class PrototypeReconstruction(nn.Module):
 
     def __init__(self, width: int, num_prototypes: int, dropout: float) -> None:
         super().__init__()
-        self.query_matrix = nn.Linear(width, num_prototypes, bias=False)
-        self.memory_matrix = nn.Linear(num_prototypes, width, bias=False)
+        self.query_matrix = Linear(width, num_prototypes, bias=False)
+        self.memory_matrix = Linear(num_prototypes, width, bias=False)
         self.drop = SharedDropout(dropout)
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(N, V*V, C) -> (N, V*V, C)."""
-        shares = linear(pairs, self.query_matrix.weight).softmax(-1)
-        return self.drop(linear(shares, self.memory_matrix.weight))
+        return self.drop(self.memory_matrix(self.query_matrix(pairs).softmax(-1)))
 
 
 class ProtoGCN(DGSTGCN):
