@@ -224,12 +224,13 @@ class Slope:
         self.scale[columns] = 1
         self.slope[..., columns] = self.start[..., columns] = 0
 
-    def through(self, part: slice, grad: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of the input (N, rows, C) of some clips; the next call overwrites it."""
+    def through(self, part: slice, grad: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient of the input (N, rows, C) of some clips; without `out` the next call overwrites it."""
         start, slope = self.start, self.slope
         if slope.dim() == 2:
             start, slope = start[part, None], slope[part, None]
-        return torch.addcmul(start, rows, slope, out=self.room.like(rows)).addcmul_(grad, self.scale)
+        out = self.room.like(rows) if out is None else out
+        return torch.addcmul(start, rows, slope, out=out).addcmul_(grad, self.scale)
 
     def through_turned(self, part: slice, grad: Tensor, columns: Tensor) -> Tensor:
         """The same as (C, N, rows), a tensor of its own."""
@@ -241,20 +242,12 @@ class Slope:
         return common.addcmul_(grad, self.scale[:, None, None])
 
 
-def backward(
-    grad: Tensor, rows: Tensor, found: Statistics, weight: Tensor, bias: Tensor, *, relu: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the norm's input (written over `grad`), weight and bias, through the rectifier if there is one."""
-    scale, shift = found.affine(weight, bias, rows.dtype)
-    slope = Slope(found, weight)
-    for part in chunks(rows):
-        piece = grad[part]
-        if relu:
-            torch.ops.aten.threshold_backward.grad_input(
-                piece, torch.addcmul(shift, rows[part], scale), 0, grad_input=piece
-            )
-        slope.add(piece, rows[part])
+def backward(grad: Tensor, rows: Tensor, found: Statistics, weight: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the norm's weight and bias; that of its input is written to `out`, which is not `grad`."""
+    slope, parts = Slope(found, weight), chunks(rows)
+    for part in parts:
+        slope.add(grad[part], rows[part])
     rest = slope.solve()
-    for part in chunks(rows):
-        grad[part] = slope.through(part, grad[part], rows[part])
-    return grad, *rest
+    for part in parts:
+        slope.through(part, grad[part], rows[part], out[part])
+    return rest

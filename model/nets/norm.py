@@ -99,7 +99,7 @@ class _Normalise(torch.autograd.Function):
         rows = as_rows(x)
         ctx.found = statistics(rows, norm.eps)
         norm.track(ctx.found)
-        ctx.save_for_backward(x, weight, bias)
+        ctx.save_for_backward(x, weight)
         y = torch.empty_like(x)
         apply(rows, ctx.found.affine(weight, bias, x.dtype), as_rows(y), relu=False)
         return y
@@ -107,10 +107,10 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        own = torch.empty_like(x).copy_(grad)
-        _, *rest = backward(as_rows(own), as_rows(x), ctx.found, weight, bias, relu=False)
-        return own, *rest, None
+        x, weight = ctx.saved_tensors
+        g_x = torch.empty_like(x)
+        rest = backward(as_rows(channels_last(grad)), as_rows(x), ctx.found, weight, as_rows(g_x))
+        return g_x, *rest, None
 
 
 class _NormRelu(torch.autograd.Function):
@@ -125,15 +125,14 @@ class _NormRelu(torch.autograd.Function):
         added = None if residual is None else as_rows(residual)
         apply(rows, ctx.found.affine(weight, bias, x.dtype), as_rows(y), residual=added)
         ctx.has_residual = residual is not None
-        ctx.save_for_backward(x, weight, bias, y)
+        ctx.save_for_backward(x, weight, y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, y = ctx.saved_tensors
-        own = torch.empty_like(x)
-        torch.ops.aten.threshold_backward.grad_input(channels_last(grad), y, 0, grad_input=own)
-        residual = own.clone() if ctx.has_residual else None
-        _, *rest = backward(as_rows(own), as_rows(x), ctx.found, weight, bias, relu=False)
-        return own, *rest, residual, None
+        x, weight, y = ctx.saved_tensors
+        behind, g_x = torch.empty_like(x), torch.empty_like(x)
+        torch.ops.aten.threshold_backward.grad_input(channels_last(grad), y, 0, grad_input=behind)
+        rest = backward(as_rows(behind), as_rows(x), ctx.found, weight, as_rows(g_x))
+        return g_x, *rest, behind if ctx.has_residual else None, None
