@@ -102,3 +102,8 @@ def portions(x: Tensor, width: int) -> list[slice]:
     """Clips of x (N, C, T, V) that a unit of this width works on at a time."""
     size = max(1, PORTION // (max(width, x.shape[1]) * x.shape[2] * x.shape[3]))
     return [slice(start, min(len(x), start + size)) for start in range(0, len(x), size)]
+
+
+def backwards(parts: list[slice]) -> list[tuple[int, slice]]:
+    """Numbered, the last first: after a walk from the first to the last those are still in the cache."""
+    return list(enumerate(parts))[::-1]

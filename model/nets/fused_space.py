@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, first, flat, last, portions
+from model.nets.fused import Ending, backwards, first, flat, last, portions
 from model.nets.moments import Slope, Sums, as_rows, running, scaled
 from model.nets.norm import channels_last
 from model.nets.onednn import product
@@ -78,11 +78,11 @@ class LearnedTopology(torch.autograd.Function):
         g_end_norm = slope2.solve()
 
         affine = ctx.found.affine(gamma, beta, x.dtype)
-        slope, g_u = Slope(ctx.found, gamma), []
+        slope, g_u = Slope(ctx.found, gamma), [grad] * len(parts)
         g_shared, g_last = torch.zeros_like(shared), torch.zeros_like(last_weight).flatten(1).t().contiguous()
         g_q, g_k = (None if each is None else torch.empty_like(each) for each in (q, k))
         g_scale: Any = None if scale is None else torch.zeros_like(scale)
-        for i, part in enumerate(parts):
+        for i, part in backwards(parts):
             g_z = slope2.through(part, g_end[part], flat(z[i])).flatten(0, 1)
             compared = _compared(q, k, part)
             values = scaled(u[i], *affine).relu_().view(-1, frames, joints)
@@ -92,7 +92,7 @@ class LearnedTopology(torch.autograd.Function):
             g_topology = torch.bmm(values.transpose(1, 2), g_mixed)
             g_values = torch.bmm(g_mixed, topology.transpose(1, 2))
             torch.ops.aten.threshold_backward.grad_input(g_values, values, 0, grad_input=g_values)
-            g_u.append(g_values.view_as(u[i]))
+            g_u[i] = g_values.view_as(u[i])
             slope.add_turned(g_u[i], u[i])
 
             clips = u[i].shape[1]
@@ -199,7 +199,7 @@ class SharedTopology(torch.autograd.Function):
         g_receivers, g_matrix, g_bias = (torch.zeros_like(each) for each in (receivers, matrix, bias))
         clips = last(x)
         g_x = g_end.view_as(clips) if ctx.keeps else torch.empty_like(clips)
-        for i, part in enumerate(portions(x, weight.shape[1])):
+        for i, part in backwards(portions(x, weight.shape[1])):
             g_z = slope.through(part, g_end[part], flat(z[i])).view_as(z[i])
             g_bias += g_z.sum((0, 1))
             g_z = g_z.permute(2, 0, 1, 3).reshape(-1, len(weight))

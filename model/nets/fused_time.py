@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, first, flat, portions
+from model.nets.fused import Ending, backwards, first, flat, portions
 from model.nets.moments import Room, Slope, Sums, as_rows, running
 from model.nets.norm import channels_last
 from model.nets.onednn import product
@@ -142,15 +142,16 @@ class MultiScale(torch.autograd.Function):
         g_end, slope3 = Ending.gather(grad, out, z, ctx.ending, gamma3, relu=ctx.relu)
         g_end_norm = slope3.solve()
         affine2 = ctx.second.affine(gamma2, beta2, x.dtype)
-        slope2, g_y, room = Slope(ctx.second, gamma2), [], Room()
+        slope2, room = Slope(ctx.second, gamma2), Room()
+        g_y: list[Tensor] = [grad] * len(parts)
         g_last = torch.zeros_like(last_weight).flatten(1)
-        for i, part in enumerate(parts):
+        for i, part in backwards(parts):
             g_z = slope3.through(part, g_end[part], flat(z[i])).flatten(0, 1)
             active = torch.addcmul(affine2[1], y[i], affine2[0], out=room.like(y[i])).relu_().flatten(0, 2)
             g_last += product(g_z.t(), active.t())
             g_active = product(g_z, last_weight.flatten(1).t())
             torch.ops.aten.threshold_backward.grad_input(g_active, active, 0, grad_input=g_active)
-            g_y.append(g_active.view_as(y[i]))
+            g_y[i] = g_active.view_as(y[i])
             slope2.add(g_y[i], y[i])
         g_second = slope2.solve()
 
@@ -160,7 +161,7 @@ class MultiScale(torch.autograd.Function):
         g_wholes = gamma2.new_zeros(plan.width)
         matrices = _matrices(plan, kernels, every=1)
         g_matrices = [None if matrix is None else torch.zeros_like(matrix[0]) for _, matrix in matrices]
-        g_u, padded, g_padded = [], Padded(plan), Padded(plan)
+        g_u, padded, g_padded = [grad] * len(parts), Padded(plan), Padded(plan)
         for i, part in enumerate(parts):
             own = slope2.through(part, flat(g_y[i]), flat(y[i])).view_as(y[i])
             if column is not None and g_coefficients is not None:
@@ -172,7 +173,7 @@ class MultiScale(torch.autograd.Function):
             g_padded.clear(u[i])
             for b, (branch, matrix) in enumerate(matrices):
                 _end_gradients(padded.taps[b], own[..., branch.outside], matrix, g_matrices[b], g_padded.taps[b])
-            g_u.append(torch.ops.aten.threshold_backward(g_padded.inner, padded.inner, 0))
+            g_u[i] = torch.ops.aten.threshold_backward(g_padded.inner, padded.inner, 0)
             for inside, outside in plan.plain:
                 g_u[i][..., inside] = 0
                 g_u[i][:, :: plan.stride, :, inside] = own[..., outside]
@@ -182,7 +183,7 @@ class MultiScale(torch.autograd.Function):
 
         rows = as_rows(x)
         g_x, g_weight = torch.empty_like(rows), torch.zeros_like(weight).flatten(1)
-        for i, part in enumerate(parts):
+        for i, part in backwards(parts):
             own = slope.through(part, flat(g_u[i]), flat(u[i])).view_as(u[i])
             if column is not None:
                 local, mean = own.split([joints, 1], 2)
