@@ -1,8 +1,9 @@
-"""Units of the graph networks computed on CPU as one step each, forward and backward.
+"""What units of the graph networks share that are computed on CPU as one step each, forward and backward.
 
-The same values as the modules give that call them, with fewer passes over memory; kept for the backward pass are
-inputs and what stands before a norm, while activations, topologies and joined sources are made anew. Inside, a tensor
-is (N, T, V, C); at the entrance and exit (N, C, T, V) with channels last in memory.
+The same values as the modules give that call them, with fewer passes over memory: a few clips at a time, so that what
+one step leaves the next finds in the cache. Kept for the backward pass are inputs and what stands before a norm, while
+activations, topologies and joined sources are made anew. Inside, a tensor is (N, T, V, C); at the entrance and exit
+(N, C, T, V) with channels last in memory.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution before a norm, every `stride` frames; on CPU a product of matrices."""
+    """A 1x1 convolution before a norm of the same mode, every `stride` frames; on CPU a product of matrices."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not written_out(x):

@@ -17,9 +17,9 @@ class LearnedTopology(torch.autograd.Function):
     """Projection, norm, ReLU, joints mixed, projection, and the ending: norm, residual, ReLU.
 
     Joints are mixed by shared + scale * tanh(q - k), a matrix (V, V) per clip and channel: shared (N or 1, K, 1, V, V),
-    q and k (N, K, C, V) with the scalar `scale`, or None. The residual is x itself if `keeps` is set. Clip by clip:
-    topologies and mixed values never exist as a whole. Products write values with joints last, (C, T*V), as the mixing
-    wants them, and take them from there, so that nothing is copied into another order.
+    q and k (N, K, C, V) with the scalar `scale`, or None. The residual is x itself if `keeps` is set. A few clips at a
+    time: topologies and mixed values never exist as a whole. Products write values with joints last, (C, N*T*V), as the
+    mixing wants them, and take them from there.
     """
 
     @staticmethod
@@ -155,8 +155,8 @@ class SharedTopology(torch.autograd.Function):
     """Joints mixed by each of K topologies, projected and summed, and the ending: norm, residual, ReLU.
 
     `receivers` (V*K, V) holds topology k of receiver w in row w*K + k, `weight` is (C', K*C, 1, 1), `bias` (V, C'). The
-    residual is x itself if `keeps` is set. Clip by clip with joints before frames, (V, T, C): then one product mixes
-    the joints of all frames, and a kernel over the K topologies projects and sums.
+    residual is x itself if `keeps` is set. A few clips at a time with joints before frames, (V, N, T, C): then
+    one product mixes the joints of all frames, and a kernel over the K topologies projects and sums.
     """
 
     @staticmethod
