@@ -1,5 +1,7 @@
 """What makes networks fast changes no value: each way against the modules that it replaces, in double precision."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from small_nets import clips, small
@@ -79,6 +81,22 @@ def test_empty_persons_are_computed_once_and_count_all(name, portion, monkeypatc
         assert distinct_persons(x, net.train().gcn) is None
         expected = step(net, x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", GRAPH_NETWORKS)
+def test_frozen_norms_leave_biases_their_gradients(name):
+    """A norm in eval mode does not take away what the bias before it adds."""
+    found = []
+    for way in (nullcontext(), by_module()):
+        net = warmed(name).train()
+        x = clips(net, number=5).double()
+        for module in net.modules():
+            if isinstance(module, BatchNorm):
+                module.eval()
+        with way:
+            net.loss(x, LABELS)[0].backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9 * float(found[1].abs().max()))
 
 
 def test_persons_are_kept_apart_where_dropout_would_tell_them_apart():

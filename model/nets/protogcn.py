@@ -137,7 +137,7 @@ class ProtoGCN(DGSTGCN):
         if self.prn is not None and not self.feeds_back:
             pairs = self.prn(pairs)
         # The norm is over clips and joint pairs.
-        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias, normed=self.training)
+        mixed = linear(pairs, self.post.weight.flatten(1), self.post.bias, normed=self.bn.training)
         return norm_relu(self.bn, mixed.transpose(1, 2)[..., None]).mean(1).flatten(1)
 
     def loss(self, x: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
