@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.nets.linear import linear
+from model.nets.memory import channels_first, joints_last
 from model.nets.moments import CACHED, Slope, Statistics, Sums, as_rows, running
 from model.nets.norm import channels_last, ready, written_out
 
@@ -22,16 +23,6 @@ PORTION = 2 * CACHED  # numbers of an activation worked on at a time
 def fits(x: Tensor, *norms: nn.Module) -> bool:
     """Whether a unit with these norms can be computed here."""
     return all(ready(norm, x) for norm in norms)
-
-
-def last(x: Tensor) -> Tensor:
-    """(N, C, T, V) -> (N, T, V, C)."""
-    return x.permute(0, 2, 3, 1)
-
-
-def first(x: Tensor) -> Tensor:
-    """(N, T, V, C) -> (N, C, T, V)."""
-    return x.permute(0, 3, 1, 2)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -45,8 +36,8 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not written_out(x):
             return super().forward(x)
-        rows = last(x)[:, :: self.stride[0]]
-        return first(linear(rows, self.weight.flatten(1), self.bias))
+        rows = joints_last(x)[:, :: self.stride[0]]
+        return channels_first(linear(rows, self.weight.flatten(1), self.bias))
 
 
 class Ending:
@@ -73,14 +64,14 @@ class Ending:
         scale, shift = self.found.affine(self.weight, self.bias, self.clips[0].dtype)
         y = scale.new_empty(sum(map(len, self.clips)), *self.clips[0].shape[1:])
         sizes = [len(clips) for clips in self.clips]
-        added = [None] * len(sizes) if residual is None else last(channels_last(residual)).split(sizes)
+        added = [None] * len(sizes) if residual is None else joints_last(channels_last(residual)).split(sizes)
         for clips, more, out in zip(self.clips, added, y.split(sizes), strict=True):
             torch.addcmul(shift, clips, scale, out=out)
             if more is not None:
                 out += more
             if relu:
                 out.relu_()
-        return first(y)
+        return channels_first(y)
 
     @staticmethod
     def gather(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, backwards, first, flat, last, portions
+from model.nets.fused import Ending, backwards, flat, portions
+from model.nets.memory import channels_first, joints_last
 from model.nets.moments import Slope, Sums, as_rows, running, scaled
 from model.nets.norm import channels_last
 from model.nets.onednn import product
@@ -126,7 +127,7 @@ class LearnedTopology(torch.autograd.Function):
         # Norms take away what the biases before them add, so these have no gradient.
         g_first = g_weight.view_as(weight), torch.zeros_like(weight[:, 0, 0, 0]), *g_norm
         g_rest = g_last.t().reshape(last_weight.shape), torch.zeros_like(last_weight[:, 0, 0, 0]), *g_end_norm
-        g_x, g_residual = (first(each.view(len(x), frames, joints, -1)) for each in (g_x, g_end))
+        g_x, g_residual = (channels_first(each.view(len(x), frames, joints, -1)) for each in (g_x, g_end))
         return (
             *(None, None, None, g_x, g_residual if ctx.has_residual else None),
             *(*g_first, g_shared, g_q, g_k, g_scale, *g_rest),
@@ -175,11 +176,11 @@ class SharedTopology(torch.autograd.Function):
         x = channels_last(x)
         channels, frames, joints = x.shape[1:]
         kernel = _over_topologies(weight, channels)
-        ending, clips = Ending(end, gamma, beta), last(x)
+        ending, clips = Ending(end, gamma, beta), joints_last(x)
         for part in portions(x, weight.shape[1]):
             source = clips[part].permute(2, 0, 1, 3)  # (V, N, T, C)
             mixed = _mixed(source.reshape(joints, -1), receivers, channels)
-            projected = last(F.conv2d(mixed, kernel)).view(joints, -1, frames, len(weight))
+            projected = joints_last(F.conv2d(mixed, kernel)).view(joints, -1, frames, len(weight))
             before = projected.permute(1, 2, 0, 3)
             ending.add(torch.add(before, bias, out=x.new_empty(before.shape)))
         out = ending.out(x if keeps else residual)
@@ -197,7 +198,7 @@ class SharedTopology(torch.autograd.Function):
         g_end, slope = Ending.gather(grad, out, z, ctx.ending, gamma, relu=True)
         g_norm = slope.solve()
         g_receivers, g_matrix, g_bias = (torch.zeros_like(each) for each in (receivers, matrix, bias))
-        clips = last(x)
+        clips = joints_last(x)
         g_x = g_end.view_as(clips) if ctx.keeps else torch.empty_like(clips)
         for i, part in backwards(portions(x, weight.shape[1])):
             g_z = slope.through(part, g_end[part], flat(z[i])).view_as(z[i])
@@ -206,7 +207,7 @@ class SharedTopology(torch.autograd.Function):
             source = clips[part].permute(2, 0, 1, 3)
             shape, source = source.shape, source.reshape(joints, -1)
             # For products of single rows the topologies move next to the channels, (V, N*T, K, C).
-            mixed = last(_mixed(source, receivers, channels)).transpose(1, 2).reshape(len(g_z), -1)
+            mixed = joints_last(_mixed(source, receivers, channels)).transpose(1, 2).reshape(len(g_z), -1)
             g_matrix += product(g_z.t(), mixed.t())
             g_mixed = product(g_z, matrix.t()).view(joints, len(g_z) // joints, -1, channels).transpose(1, 2)
             g_mixed = g_mixed.reshape(len(receivers), -1)
@@ -216,8 +217,8 @@ class SharedTopology(torch.autograd.Function):
                 g_x[part] += g_source
             else:
                 g_x[part] = g_source
-        g_residual = first(g_end.view(len(x), frames, joints, -1)) if ctx.has_residual else None
-        return None, None, first(g_x), g_residual, g_receivers, g_matrix.view_as(weight), g_bias, *g_norm
+        g_residual = channels_first(g_end.view(len(x), frames, joints, -1)) if ctx.has_residual else None
+        return None, None, channels_first(g_x), g_residual, g_receivers, g_matrix.view_as(weight), g_bias, *g_norm
 
 
 def _over_topologies(weight: Tensor, channels: int) -> Tensor:
@@ -229,4 +230,4 @@ def _mixed(source: Tensor, receivers: Tensor, channels: int) -> Tensor:
     """(V, T*C) -> (V, C, K, T) with C last in memory."""
     joints = receivers.shape[1]
     subsets = len(receivers) // joints
-    return first(product(receivers, source.t()).view(joints, subsets, -1, channels))
+    return channels_first(product(receivers, source.t()).view(joints, subsets, -1, channels))

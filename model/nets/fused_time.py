@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.nets.fused import Ending, backwards, first, flat, portions
+from model.nets.fused import Ending, backwards, flat, portions
+from model.nets.memory import channels_first
 from model.nets.moments import Room, Slope, Sums, as_rows, running
 from model.nets.norm import channels_last
 from model.nets.onednn import product
@@ -203,8 +204,17 @@ class MultiScale(torch.autograd.Function):
                 g_kernels += [g_matrix.view(shape).transpose(1, 2)[..., None], g_wholes[branch.outside]]
         g_first = g_weight.view_as(weight), g_bias, g_gamma, g_beta, g_coefficients
         g_rest = *g_second, g_last.view_as(last_weight), torch.zeros_like(last_weight[:, 0, 0, 0]), *g_end_norm
-        g_residual = first(g_end.view_as(out.permute(0, 2, 3, 1))) if ctx.has_residual else None
-        return None, None, None, first(g_x.view(clips, frames, joints, -1)), g_residual, *g_first, *g_rest, *g_kernels
+        g_residual = channels_first(g_end.view_as(out.permute(0, 2, 3, 1))) if ctx.has_residual else None
+        return (
+            None,
+            None,
+            None,
+            channels_first(g_x.view(clips, frames, joints, -1)),
+            g_residual,
+            *g_first,
+            *g_rest,
+            *g_kernels,
+        )
 
 
 def _extended(affine: tuple[Tensor, Tensor], columns: int) -> tuple[Tensor, Tensor]:

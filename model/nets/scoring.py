@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.nets.moments import running
-from model.nets.norm import separate
+from model.nets.norm import written_out
 from model.nets.onednn import Convolution
 
 Step = Callable[[Tensor], Tensor]  # of (n, V, T, C)
@@ -70,11 +70,8 @@ def steps(blocks: nn.Module, x: Tensor) -> list[Step] | None:
     parameter = next(blocks.parameters())
     by_module = (
         torch.is_grad_enabled()
-        or x.device.type != "cpu"
+        or not written_out(x)
         or parameter.dtype != x.dtype
-        or separate()
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
         or any(unit.training or unit._forward_hooks or unit._forward_pre_hooks for unit in blocks.modules())
     )
     if by_module:
